@@ -1,0 +1,60 @@
+"""alignscope: what preference training did to a language model, in numbers with intervals.
+
+The public names load on first use (PEP 562), so that `import alignscope` imports neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .errors import AnatomyError, InputError
+
+__version__ = "0.1.0"
+
+# public name -> module that defines it
+_LAZY = {
+    "load": ".probes.loading",
+    "wrap": ".probes.loading",
+    "load_reward": ".probes.reward",
+    "read_prompts": ".probes.inputs",
+    "read_pairs": ".probes.inputs",
+    "score_pairs": ".probes.scoring",
+    "PairScores": ".probes.pair_table",
+    "spinal_trace": ".diagnose.spinal",
+    "compare_spinal": ".diagnose.spinal",
+    "ranking_report": ".diagnose.ranking_report",
+    "audit": ".diagnose.audit",
+    "Report": ".diagnose.report",
+    "Estimate": ".diagnose.report",
+    "Finding": ".diagnose.report",
+    "Subject": ".probes.subject",
+}
+_SUBPACKAGES = ("cli", "dashboards", "diagnose", "organisms", "probes")
+
+__all__ = ["AnatomyError", "InputError", "__version__", *_LAZY]
+
+if TYPE_CHECKING:
+    from .diagnose.audit import audit
+    from .diagnose.ranking_report import ranking_report
+    from .diagnose.report import Estimate, Finding, Report
+    from .diagnose.spinal import compare_spinal, spinal_trace
+    from .probes.inputs import read_pairs, read_prompts
+    from .probes.loading import load, wrap
+    from .probes.pair_table import PairScores
+    from .probes.reward import load_reward
+    from .probes.scoring import score_pairs
+    from .probes.subject import Subject
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(import_module(_LAZY[name], __name__), name)
+    elif name in _SUBPACKAGES:
+        value = import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module 'alignscope' has no attribute '{name}'")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY, *_SUBPACKAGES})

@@ -1,0 +1,117 @@
+"""What every carrier of a model offers to the diagnostics: the Subject protocol and the small types around it."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# (layer, residual stream h[B, T, d], attention mask [B, T]) -> what to keep of it. Runs inside the hook, under no_grad,
+# and must not write into h. Layer 0 is the embeddings (input of block 0), layer k the output of block k-1.
+Reducer = Callable[[int, Tensor, Tensor], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What a reducer kept, a value a layer: `trace[0]` is the embeddings, `trace[n_layers]` the last residual."""
+
+    values: Mapping[int, Any]
+
+    def __getitem__(self, layer: int) -> Any:
+        return self.values[layer]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(self.values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The read-out in the simple form that the fused kernels need; the tail (`norm`) comes before it.
+
+    logits = softcap * tanh(scale * (norm(h) @ weight.T + bias) / softcap), without the tanh where softcap is None.
+    Rows of `weight` from `vocab` on are padding of the embedding matrix and belong to no token.
+    """
+
+    weight: Float[Tensor, "V d"]
+    bias: Float[Tensor, "V"] | None
+    softcap: float | None
+    scale: float
+    norm: Callable[[Tensor], Tensor]
+    vocab: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """sha256 (hex) of the parts of a checkpoint; `combined` identifies it. Never depends on a path or on sharding."""
+
+    weights: str
+    config: str
+    tokenizer: str | None
+    template: str | None
+    combined: str
+
+
+@runtime_checkable
+class Subject(Protocol):
+    """A causal language model that diagnostics may read. Carriers: probes/huggingface.py, later others."""
+
+    name: str
+    n_layers: int
+    d_model: int
+    vocab_size: int                       # rows of the head, padding included
+    fingerprint: str                      # Fingerprint.combined
+    fingerprints: Fingerprint
+    facts: Mapping[str, Any]              # for the manifest: dtype on disk and in memory, quantisation, adapter, anatomy error
+    dtype: str
+    device: str
+    limit: int | None                     # longest input in tokens; None where the model states none
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase": ...   # raises InputError where the model was wrapped without one
+
+    def trace(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Int[Tensor, "B T"],
+        *,
+        reduce: Reducer,
+        layers: Iterable[int] | None = None,
+    ) -> Trace: ...
+
+    def readout(self, residual: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch V"]: ...
+
+    def head(self) -> Head | None: ...
+
+    def logits(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B P"] | None = None,
+    ) -> Float[Tensor, "B P V"]: ...
+
+    def generate(self, prompts: list[str], **kwargs: Any) -> list[str]: ...
+
+    def without_adapter(self) -> "Subject": ...
+
+
+@runtime_checkable
+class RewardSubject(Protocol):
+    """A sequence classifier with one scalar output: an explicit reward model."""
+
+    name: str
+    fingerprint: str
+    fingerprints: Fingerprint
+    facts: Mapping[str, Any]
+    limit: int | None
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase": ...
+
+    def rewards(
+        self, input_ids: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"]
+    ) -> Float[Tensor, "B"]: ...
