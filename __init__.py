@@ -30,7 +30,26 @@ _LAZY = {
 }
 _SUBPACKAGES = ("cli", "dashboards", "diagnose", "organisms", "probes")
 
-__all__ = ["AnatomyError", "InputError", "__version__", *_LAZY]
+__all__ = [
+    "AnatomyError",
+    "Estimate",
+    "Finding",
+    "InputError",
+    "PairScores",
+    "Report",
+    "Subject",
+    "__version__",
+    "audit",
+    "compare_spinal",
+    "load",
+    "load_reward",
+    "ranking_report",
+    "read_pairs",
+    "read_prompts",
+    "score_pairs",
+    "spinal_trace",
+    "wrap",
+]
 
 if TYPE_CHECKING:
     from .diagnose.audit import audit

@@ -9,7 +9,10 @@ from ..errors import InputError
 from .report import Report
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
-    "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
 }
 _FORM = re.compile(r"^\s*([a-z_]+)\.([a-zA-Z0-9_]+)(?:\.(low|high))?\s*(<=|>=|<|>)\s*([-+0-9.eE]+)\s*$")
 
@@ -19,8 +22,8 @@ class Gate:
     """section.estimate[.low|.high] OP number; fires where the comparison is true."""
 
     text: str
-    estimate: str               # section.estimate
-    part: str                   # value, low or high
+    estimate: str  # section.estimate
+    part: str  # value, low or high
     comparison: str
     threshold: float
 
@@ -32,12 +35,14 @@ class Gate:
         except ValueError:
             threshold = None
         if match is None or threshold is None:
-            raise InputError(f"--fail-if '{text}': expected SECTION.ESTIMATE<NUMBER (also >, <=, >=; also .low and .high "
-                             "for an end of the interval), for instance 'ranking.accuracy.low<0.5'")
+            raise InputError(
+                f"--fail-if '{text}': expected SECTION.ESTIMATE<NUMBER (also >, <=, >=; also .low and "
+                ".high for an end of the interval), for instance 'ranking.accuracy.low<0.5'"
+            )
         return cls(text.strip(), f"{match[1]}.{match[2]}", match[3] or "value", match[4], threshold)
 
     def fires(self, report: Report) -> bool:
-        """True where the comparison holds. InputError where the report has no such number: a gate never passes blindly."""
+        """True where the comparison holds. InputError where the number is missing: a gate never passes blindly."""
         try:
             estimate = report.estimate(self.estimate)
         except KeyError as error:

@@ -79,7 +79,7 @@ class Section(_Model):
     question: str = Field(description="The question the section answers, in one sentence.")
     summary: str = Field(description="The answer in one to three sentences.")
     estimates: dict[str, Estimate] = Field(description="Headline estimates by name.")
-    tables: dict[str, str] = Field(default_factory=dict, description="Table (Parquet beside the report) -> what a row is.")
+    tables: dict[str, str] = Field(default_factory=dict, description="Table name -> what a row is.")
     settings: dict[str, Any] = Field(default_factory=dict, description="Every option that could change a number.")
     counts: dict[str, int] = Field(default_factory=dict, description="Rows used, set aside and flagged, by reason.")
     warnings: list[str] = Field(default_factory=list)
@@ -121,17 +121,27 @@ class Report(_Model):
 
     _frames: dict[str, pd.DataFrame] = PrivateAttr(default_factory=dict)
 
+    def __eq__(self, other: object) -> bool:
+        """Same fields and same tables."""
+        if not isinstance(other, Report):
+            return NotImplemented
+        same_tables = self._frames.keys() == other._frames.keys() and all(
+            frame.equals(other._frames[name]) for name, frame in self._frames.items()
+        )
+        return same_tables and self.model_dump() == other.model_dump()
+
     @classmethod
     def assemble(cls, title: str, question: str, manifest: Manifest, results: list[SectionResult]) -> "Report":
         """Join the results of the stages; findings come worst first, otherwise in the order of the sections."""
         rank = {"alarm": 0, "notice": 1, "info": 2}
         findings = sorted((f for r in results for f in r.findings), key=lambda f: rank[f.severity])
-        report = cls(title=title, question=question, manifest=manifest,
-                     sections=[r.section for r in results], findings=findings)
+        report = cls(
+            title=title, question=question, manifest=manifest, sections=[r.section for r in results], findings=findings
+        )
         for result in results:
             undeclared = set(result.tables) ^ set(result.section.tables)
             if undeclared:
-                raise ValueError(f"section {result.section.name}: tables {sorted(undeclared)}: declared or given, not both")
+                raise ValueError(f"section {result.section.name}: {sorted(undeclared)} not both declared and given")
             report._frames.update({f"{result.section.name}.{name}": t for name, t in result.tables.items()})
         return report
 
@@ -186,8 +196,11 @@ class Report(_Model):
         file = file / "report.json" if file.is_dir() else file
         if not file.exists():
             begun = (file.parent / "run.json").exists()
-            hint = ("The run has not finished: give its command again and it continues." if begun
-                    else "Expected the folder that audit or trace wrote with --out.")
+            hint = (
+                "The run has not finished: give its command again and it continues."
+                if begun
+                else "Expected the folder that audit or trace wrote with --out."
+            )
             raise InputError(f"{path}: no report.json there. {hint}")
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
@@ -197,8 +210,9 @@ class Report(_Model):
         if not isinstance(version, int):
             raise InputError(f"{file}: no schema_version; this is not an alignscope report")
         if version > SCHEMA_VERSION:
-            raise InputError(f"{file}: schema version {version}, this alignscope reads up to {SCHEMA_VERSION}; "
-                             "upgrade alignscope")
+            raise InputError(
+                f"{file}: schema version {version}, this alignscope reads up to {SCHEMA_VERSION}; upgrade alignscope"
+            )
         try:
             report = cls.model_validate(raw)
         except ValidationError as error:
@@ -208,8 +222,9 @@ class Report(_Model):
                 key = f"{section.name}.{name}"
                 table = file.parent / "tables" / f"{key}.parquet"
                 if not table.exists():
-                    raise InputError(f"{table}: table of the report missing; copy the whole run directory, "
-                                     "not only report.json")
+                    raise InputError(
+                        f"{table}: table of the report missing; copy the whole run directory, not only report.json"
+                    )
                 report._frames[key] = pd.read_parquet(table)
         return report
 

@@ -27,6 +27,31 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+class Stopwatch:
+    """Wall seconds a stage; with a file, summed over every run that wrote to it."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.file = file
+        self.seconds: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file and file.exists() else {}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the wall time of the body to the stage, also when the body raises."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            if self.file is not None:
+                write_atomically(self.file, json.dumps(self.seconds))
+
+    def cost(self, stage: str) -> Cost:
+        return Cost(seconds=round(self.seconds.get(stage, 0.0), 3), peak_memory_mb=peak_memory_mb())
+
+    def total(self) -> float:
+        return round(sum(self.seconds.values()), 3)
+
+
 class RunDirectory:
     """Opens `path` for a run with these `settings` (JSON values), or raises InputError naming what differs."""
 
@@ -44,36 +69,22 @@ class RunDirectory:
         if marker.exists():
             _require_same(marker, wanted)
         elif (self.path / "report.json").exists():
-            raise InputError(f"{self.path}: holds a report without run.json, so it cannot be continued; choose another --out")
+            raise InputError(
+                f"{self.path}: holds a report but no run.json, so it cannot continue; choose another --out"
+            )
         else:
             write_atomically(marker, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
+        self.watch = Stopwatch(self.stages / "seconds.json")
 
     @property
     def finished(self) -> bool:
         return (self.path / "report.json").exists()
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the wall time of the body to the stage's cost, also when the body raises."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            costs = self._costs()
-            costs[stage] = costs.get(stage, 0.0) + time.perf_counter() - start
-            write_atomically(self.stages / "seconds.json", json.dumps(costs))
-
-    def cost(self, *stages: str) -> Cost:
-        """Wall time of these stages over all resumed runs, and the peak memory of this process."""
-        costs = self._costs()
-        return Cost(seconds=round(sum(costs.get(stage, 0.0) for stage in stages), 3), peak_memory_mb=peak_memory_mb())
-
-    def total_seconds(self) -> float:
-        return round(sum(self._costs().values()), 3)
-
-    def _costs(self) -> dict[str, float]:
-        file = self.stages / "seconds.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    def stage(self, name: str) -> Path:
+        """The folder where a stage keeps its finished shards."""
+        folder = self.stages / name
+        folder.mkdir(exist_ok=True)
+        return folder
 
 
 def peak_memory_mb() -> float:
@@ -101,8 +112,10 @@ def _require_same(marker: Path, wanted: Mapping[str, Any]) -> None:
     if differ:
         shown = "; ".join(f"{key}: there {_short(found.get(key))}, now {_short(wanted.get(key))}" for key in differ[:4])
         more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
-        raise InputError(f"{marker.parent}: holds a run with other settings ({shown}{more}). "
-                         "Choose another --out, or give the same settings to continue it")
+        raise InputError(
+            f"{marker.parent}: holds a run with other settings ({shown}{more}). "
+            "Choose another --out, or give the same settings to continue it"
+        )
 
 
 def _short(value: Any) -> str:

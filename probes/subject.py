@@ -63,16 +63,16 @@ class Subject(Protocol):
     name: str
     n_layers: int
     d_model: int
-    vocab_size: int                       # rows of the head, padding included
-    fingerprint: str                      # Fingerprint.combined
+    vocab_size: int  # rows of the head, padding included
+    fingerprint: str  # Fingerprint.combined
     fingerprints: Fingerprint
-    facts: Mapping[str, Any]              # for the manifest: dtype on disk and in memory, quantisation, adapter, anatomy error
+    facts: Mapping[str, Any]  # for the manifest: dtype on disk and in memory, quantisation, adapter, anatomy error
     dtype: str
     device: str
-    limit: int | None                     # longest input in tokens; None where the model states none
+    limit: int | None  # longest input in tokens; None where the model states none
 
     @property
-    def tokenizer(self) -> "PreTrainedTokenizerBase": ...   # raises InputError where the model was wrapped without one
+    def tokenizer(self) -> "PreTrainedTokenizerBase": ...  # raises InputError where the model was wrapped without one
 
     def trace(
         self,
@@ -112,6 +112,4 @@ class RewardSubject(Protocol):
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase": ...
 
-    def rewards(
-        self, input_ids: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"]
-    ) -> Float[Tensor, "B"]: ...
+    def rewards(self, input_ids: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"]) -> Float[Tensor, "B"]: ...

@@ -1,0 +1,66 @@
+"""Entry point of `alignscope`: the commands, and what becomes of an error.
+
+Exit codes: 0 done; 1 a --fail-if gate fired; 2 bad input; 3 an unexpected failure (a bug); 130 interrupted.
+"""
+
+import sys
+import traceback
+
+import typer
+
+from ..errors import InputError
+from . import audit, checkpoint, demo, views
+
+app = typer.Typer(
+    name="alignscope",
+    help="What preference training did to a language model: audits of checkpoints, in numbers with intervals.",
+    epilog="Start here: `alignscope demo` trains small models with known answers and audits them; no network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("audit")(audit.audit)
+app.command("trace")(checkpoint.trace)
+app.command("doctor")(checkpoint.doctor)
+app.command("show")(views.show)
+app.command("page")(views.page)
+app.command("demo")(demo.demo)
+app.add_typer(demo.organism_app, name="organism")
+
+
+def _version(value: bool) -> None:
+    if value:
+        from .. import __version__
+
+        typer.echo(f"alignscope {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and stop."
+    ),
+) -> None: ...
+
+
+def main() -> None:
+    """Run the command line; every user error is one message on stderr and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"alignscope: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("alignscope: interrupted; what was finished is kept, the same command continues", err=True)
+        sys.exit(130)
+    except Exception:  # noqa: BLE001  the last frame: an uncaught error would exit with 1, which means a fired gate
+        traceback.print_exc()
+        typer.echo(
+            "alignscope: this is a bug in alignscope, not in your input; please report the lines above", err=True
+        )
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()

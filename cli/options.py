@@ -1,0 +1,32 @@
+"""Options that several commands share, worded once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out", help="Run directory; an unfinished run with the same settings continues.", show_default=False
+    ),
+]
+Base = Annotated[str | None, typer.Option(help="Base model of an adapter (folder, .gguf file or hub id).")]
+Template = Annotated[
+    str, typer.Option(help="auto (chat template for message lists only), chat, none, or a Jinja file.")
+]
+Eos = Annotated[str, typer.Option(help="End-of-sequence token after completions: auto, append or none.")]
+Dtype = Annotated[str, typer.Option(help="float32 (default), bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+Seed = Annotated[int, typer.Option(help="Seed of every resample and sample.")]
+MaxInvalid = Annotated[float, typer.Option(help="Share of unusable rows above which the run stops.", min=0, max=1)]
+MaxTokens = Annotated[int, typer.Option(help="Prompts are cut from the left to this many tokens for SPINAL.", min=1)]
+AsJson = Annotated[bool, typer.Option("--json", help="The report as JSON on stdout, for machines.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+FailIf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-if",
+        help="Gate: exit 1 if it holds, e.g. 'ranking.accuracy<0.6'; repeatable; .low/.high name interval ends.",
+    ),
+]

@@ -1,0 +1,75 @@
+"""Progress on stderr: one line a stage with count, rate and remaining time; silent with --quiet."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class Report(Protocol):
+    def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Report | None]:
+    """Yields progress(stage, done, total). On a terminal a live bar a stage; in a log file a line at each tenth."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as bars:
+            yield _Bars(bars)
+    else:
+        yield _Lines()
+
+
+class _Bars:
+    def __init__(self, bars: "Progress") -> None:
+        self.bars = bars
+        self.tasks: dict[str, TaskID] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage not in self.tasks:
+            self.tasks[stage] = self.bars.add_task(stage, total=total)
+        self.bars.update(self.tasks[stage], completed=done, total=total)
+
+
+class _Lines:
+    """A log has no cursor: print when a stage crosses a tenth, with the time it still needs."""
+
+    def __init__(self) -> None:
+        self.tenths: dict[str, int] = {}
+        self.started: dict[str, tuple[float, int]] = {}  # stage -> (time, rows done then): resumed rows cost nothing
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        import time
+
+        now = time.monotonic()
+        start, first = self.started.setdefault(stage, (now, done))
+        tenth = 10 * done // max(total, 1)
+        if self.tenths.get(stage, -1) >= tenth:
+            return
+        self.tenths[stage] = tenth
+        left = f", about {(now - start) / (done - first) * (total - done):.0f} s left" if first < done < total else ""
+        sys.stderr.write(f"{stage}: {done} of {total}{left}\n")
+        sys.stderr.flush()

@@ -1,0 +1,211 @@
+"""The audit: two checkpoints and a file of pairs in, one report out; a killed run continues where it stopped."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..probes.inputs import PairFile, PromptFile, check_invalid, distinct_prompts, read_pairs, read_prompts
+from ..probes.policy import load_policy_and_reference
+from ..probes.reward import load_reward
+from ..probes.scoring import score_pairs
+from .manifest import count_reasons, data_facts, model_facts, package_versions
+from .ranking_report import ranking_report
+from .report import Manifest, Report, SectionResult
+from .run_directory import RunDirectory, Stopwatch
+from .spinal import compare_spinal, spinal_trace
+
+if TYPE_CHECKING:
+    from ..probes.pair_table import PairScores
+    from ..probes.subject import RewardSubject, Subject
+
+SECTIONS = ("ranking", "spinal")
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+def audit(
+    policy: "str | os.PathLike[str] | Subject",
+    reference: "str | os.PathLike[str] | Subject | None",
+    pairs: "str | os.PathLike[str] | Sequence[Mapping[str, Any]] | PairFile",
+    *,
+    base: str | os.PathLike[str] | None = None,
+    reward: "str | os.PathLike[str] | RewardSubject | None" = None,
+    prompts: "str | os.PathLike[str] | Sequence[Mapping[str, Any]] | PromptFile | None" = None,
+    only: Sequence[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    template: str = "auto",
+    eos: str = "auto",
+    boundary: str = "refuse",
+    over_length: str = "drop",
+    max_length: int | None = None,
+    beta: float = 0.1,
+    ties: str = "half",
+    smoothing: str = "jeffreys",
+    assumed_preference: float | None = None,
+    terminal: str = "last_third",
+    max_tokens: int = 128,
+    max_invalid: float = 0.05,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "auto",
+    batch_tokens: int = 8192,
+    cache: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    command: str = "alignscope.audit(...)",
+) -> Report:
+    """What preference training did to `policy`, measured against `reference` on `pairs`.
+
+    policy, reference: folder, adapter folder, .gguf file, hub id or Subject. An adapter policy whose base is the
+        reference shares its weights with it. reference=None leaves the ranking numbers that need none.
+    pairs, prompts: file or rows (probes/inputs.py); without prompts, the distinct prompts of the pairs (at most 512).
+    only: sections to compute, of ("ranking", "spinal"); None computes all that the inputs allow.
+    out: run directory. Finished shards are kept there; the same call continues a killed run, others are refused.
+    beta: the DPO beta of the policy's training, for the idealised accuracy and the implicit reward.
+    progress: called as progress(stage, done, total).
+    Raises InputError for a model, file or setting that cannot be used; bad rows are set aside and counted, up to the
+    share `max_invalid`.
+    """
+    sections = _sections(only, reference)
+    pair_file = pairs if isinstance(pairs, PairFile) else read_pairs(pairs)
+    check_invalid(pair_file, max_invalid)
+    prompt_file = _prompts(prompts, pair_file, seed, max_invalid) if "spinal" in sections else None
+    subject, other = load_policy_and_reference(policy, reference, base=base, dtype=dtype, device=device)
+    judge = _reward(reward, base, reference, dtype)
+
+    models: dict[str, Any] = {"policy": subject, "reference": other, "reward": judge}
+    models = {role: model for role, model in models.items() if model is not None}
+    data = {"pairs": data_facts(pair_file), **({"prompts": data_facts(prompt_file)} if prompt_file else {})}
+    settings: dict[str, Any] = {
+        "sections": list(sections),
+        "template": template,
+        "eos": eos,
+        "boundary": boundary,
+        "over_length": over_length,
+        "max_length": max_length,
+        "beta": beta,
+        "ties": ties,
+        "smoothing": smoothing,
+        "assumed_preference": assumed_preference,
+        "terminal": terminal,
+        "max_tokens": max_tokens,
+        "max_invalid": max_invalid,
+        "dtype": dtype,
+    }
+    run = None
+    if out is not None:
+        identity = {role: model.fingerprint for role, model in models.items()}
+        hashes = {name: facts["sha256"] for name, facts in data.items()}
+        run = RunDirectory(
+            out, {"kind": "audit", "seed": seed, "models": identity, "data": hashes, "settings": settings}
+        )
+        if run.finished:
+            return Report.load(run.path)
+    watch = run.watch if run else Stopwatch()
+
+    results: list[SectionResult] = []
+    if "ranking" in sections:
+        with watch.timed("ranking"):
+            scores = score_pairs(
+                subject,
+                other,
+                pair_file,
+                reward=judge,
+                template=template,
+                eos=eos,
+                boundary=boundary,
+                over_length=over_length,
+                max_length=max_length,
+                batch_tokens=batch_tokens,
+                cache=cache,
+                max_invalid=max_invalid,
+                shards=run.stage("scores") if run else None,
+                progress=progress,
+            )
+            data["pairs"] |= _scored(scores)
+            ranking = ranking_report(
+                scores, beta=beta, ties=ties, smoothing=smoothing, assumed_preference=assumed_preference, seed=seed
+            ).section()
+        results.append(_costed(ranking, watch, "ranking"))
+    if prompt_file is not None and other is not None:
+        with watch.timed("spinal"):
+            base_trace, policy_trace = (
+                spinal_trace(
+                    model,
+                    prompt_file,
+                    max_tokens=max_tokens,
+                    template=template,
+                    seed=seed,
+                    shards=run.stage(f"trace_{role}") if run else None,
+                    progress=progress,
+                )
+                for role, model in (("reference", other), ("policy", subject))
+            )
+            comparison = compare_spinal(
+                base_trace, policy_trace, terminal=terminal, subjects=(other, subject), seed=seed
+            ).section()
+        results.append(_costed(comparison, watch, "spinal"))
+
+    manifest = Manifest(
+        command=command,
+        models={role: model_facts(model) for role, model in models.items()},
+        data=data,
+        settings=settings,
+        packages=package_versions(),
+        device=subject.device,
+        dtype=subject.dtype,
+        seed=seed,
+        wall_seconds=watch.total(),
+    )
+    report = Report.assemble(
+        title=f"Audit of {subject.name}",
+        question=_question(subject, other, len(pair_file), prompt_file),
+        manifest=manifest,
+        results=results,
+    )
+    if run is not None:
+        report.save(run.path)
+    return report
+
+
+def _sections(only: Sequence[str] | None, reference: object) -> tuple[str, ...]:
+    unknown = sorted({*(only or ())} - {*SECTIONS})
+    if unknown:
+        raise InputError(f"--only {','.join(unknown)}: no such section; choose from {', '.join(SECTIONS)}")
+    wanted = tuple(name for name in SECTIONS if only is None or name in only)
+    if reference is not None:
+        return wanted
+    if only is not None and "spinal" in only:
+        raise InputError("--only spinal compares two models: give --reference, or use `alignscope trace` for one model")
+    return tuple(name for name in wanted if name != "spinal")
+
+
+def _prompts(prompts: Any, pairs: PairFile, seed: int, max_invalid: float) -> PromptFile:
+    if prompts is None:
+        return distinct_prompts(pairs, seed=seed)
+    file = prompts if isinstance(prompts, PromptFile) else read_prompts(prompts)
+    check_invalid(file, max_invalid)
+    return file
+
+
+def _reward(reward: Any, base: Any, reference: Any, dtype: str) -> "RewardSubject | None":
+    if not isinstance(reward, str | os.PathLike):
+        return reward
+    adapter = (Path(reward) / "adapter_config.json").is_file()
+    fallback = reference if isinstance(reference, str | os.PathLike) else None
+    return load_reward(reward, base=(base or fallback) if adapter else None, dtype=dtype)
+
+
+def _scored(scores: "PairScores") -> dict[str, Any]:
+    return {"scored": len(scores.frame), "set_aside": count_reasons(scores.invalid)}
+
+
+def _costed(result: SectionResult, watch: Stopwatch, stage: str) -> SectionResult:
+    return replace(result, section=result.section.model_copy(update={"cost": watch.cost(stage)}))
+
+
+def _question(subject: "Subject", other: "Subject | None", n_pairs: int, prompts: PromptFile | None) -> str:
+    against = f", measured against {other.name}" if other is not None else ""
+    also = f" and {len(prompts)} prompts" if prompts is not None else ""
+    return f"What did preference training do to {subject.name}{against}, on {n_pairs} preference pairs{also}?"

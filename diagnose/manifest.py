@@ -1,0 +1,59 @@
+"""Facts for the manifest: everything the numbers of a run depend on."""
+
+import platform
+from dataclasses import asdict
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from ..probes.inputs import PairFile, PromptFile
+
+if TYPE_CHECKING:
+    from ..probes.subject import RewardSubject, Subject
+
+_COMPUTING = (
+    "alignscope",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "gguf",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "pandas",
+)
+
+
+def package_versions() -> dict[str, str]:
+    """Python and the packages that compute, by name; 'not installed' where one is missing."""
+    versions = {"python": platform.python_version()}
+    for name in _COMPUTING:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def data_facts(file: PairFile | PromptFile) -> dict[str, Any]:
+    """Source, sha256, rows read and rows set aside by reason."""
+    return {
+        "source": file.source,
+        "sha256": file.sha256,
+        "rows": file.n_rows,
+        "usable": len(file),
+        "set_aside": count_reasons(file.invalid),
+    }
+
+
+def count_reasons(invalid: Any) -> dict[str, int]:
+    """How many rows were set aside for each reason, most frequent first."""
+    counts: dict[str, int] = {}
+    for row in invalid:
+        counts[row.reason] = counts.get(row.reason, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def model_facts(model: "Subject | RewardSubject") -> dict[str, Any]:
+    """Name, fingerprints of weights, config, tokenizer and template, and what loading found out."""
+    return {"name": model.name, "fingerprints": asdict(model.fingerprints), **model.facts}

@@ -1,0 +1,79 @@
+"""SPINAL of one model as a run: a checkpoint and prompts in, a report out."""
+
+import os
+from typing import TYPE_CHECKING
+
+from ..probes.inputs import check_invalid, read_prompts
+from ..probes.policy import load_policy_and_reference
+from .manifest import data_facts, model_facts, package_versions
+from .report import Manifest, Report
+from .run_directory import RunDirectory
+from .spinal import spinal_trace
+
+if TYPE_CHECKING:
+    from .audit import Progress
+
+
+def trace_run(
+    checkpoint: str | os.PathLike[str],
+    prompts: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str],
+    base: str | os.PathLike[str] | None = None,
+    template: str = "auto",
+    max_tokens: int = 128,
+    max_invalid: float = 0.05,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "auto",
+    progress: "Progress | None" = None,
+    command: str = "trace_run(...)",
+) -> Report:
+    """Trace one checkpoint into the run directory `out` (resumable) and return its report."""
+    file = read_prompts(prompts)
+    check_invalid(file, max_invalid)
+    subject, _ = load_policy_and_reference(checkpoint, None, base=base, dtype=dtype, device=device)
+    settings = {"template": template, "max_tokens": max_tokens, "max_invalid": max_invalid, "dtype": dtype}
+    run = RunDirectory(
+        out,
+        {
+            "kind": "trace",
+            "seed": seed,
+            "models": {"policy": subject.fingerprint},
+            "data": {"prompts": file.sha256},
+            "settings": settings,
+        },
+    )
+    if run.finished:
+        return Report.load(run.path)
+    with run.watch.timed("trace"):
+        result = spinal_trace(
+            subject,
+            file,
+            max_tokens=max_tokens,
+            template=template,
+            seed=seed,
+            shards=run.stage("trace"),
+            progress=progress,
+        ).section()
+    section = result.section.model_copy(update={"cost": run.watch.cost("trace")})
+    manifest = Manifest(
+        command=command,
+        models={"model": model_facts(subject)},
+        data={"prompts": data_facts(file)},
+        settings=settings,
+        packages=package_versions(),
+        device=subject.device,
+        dtype=subject.dtype,
+        seed=seed,
+        wall_seconds=run.watch.total(),
+    )
+    report = Report.assemble(
+        title=f"SPINAL trace of {subject.name}",
+        question=f"How does the residual stream of {subject.name} contract and travel over its "
+        f"{subject.n_layers} blocks, on {len(file)} prompts?",
+        manifest=manifest,
+        results=[type(result)(section=section, tables=result.tables, findings=result.findings)],
+    )
+    report.save(run.path)
+    return report

@@ -1,0 +1,82 @@
+"""Which two models an audit compares: naming rules for policy, reference and the base of an adapter."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from .loading import load
+
+if TYPE_CHECKING:
+    from .subject import Subject
+
+Named = str | os.PathLike[str]
+ADAPTER_DISABLED = "adapter-disabled"
+
+
+def load_policy_and_reference(
+    policy: "Named | Subject",
+    reference: "Named | Subject | None",
+    *,
+    base: Named | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+) -> "tuple[Subject, Subject | None]":
+    """Load both models, an adapter and its base only once.
+
+    The base of an adapter is `base`, else the path in its config if that exists, else the reference. Where that base is
+    the reference, policy and reference are one set of weights, adapter on and off.
+    Raises InputError where an adapter has no base, or `reference='adapter-disabled'` meets a policy without adapter.
+    """
+    subject = _load_policy(policy, reference, base, dtype, device)
+    if reference is None:
+        return subject, None
+    if not isinstance(reference, str | os.PathLike):
+        return subject, reference
+    if os.fspath(reference) == ADAPTER_DISABLED:
+        if not is_adapter(policy):
+            raise InputError(
+                f"--reference adapter-disabled: the policy {policy} is no adapter folder; name the reference model"
+            )
+        return subject, subject.without_adapter()
+    if is_adapter(policy) and not is_adapter(reference) and _same_model(_base_of(policy, reference, base), reference):
+        return subject, subject.without_adapter()
+    return subject, load(reference, base=base if is_adapter(reference) else None, dtype=dtype, device=device)
+
+
+def is_adapter(model: object) -> bool:
+    """True for a folder that holds a PEFT adapter."""
+    return isinstance(model, str | os.PathLike) and (Path(model) / "adapter_config.json").is_file()
+
+
+def _load_policy(
+    policy: "Named | Subject", reference: "Named | Subject | None", base: Named | None, dtype: str, device: str
+) -> "Subject":
+    if not isinstance(policy, str | os.PathLike):
+        return policy
+    if not is_adapter(policy):
+        return load(policy, dtype=dtype, device=device)
+    return load(policy, base=_base_of(policy, reference, base), dtype=dtype, device=device)
+
+
+def _base_of(policy: object, reference: object, base: Named | None) -> Named | None:
+    """`base`, else None where the adapter's own config names a path that exists (load finds it), else the reference."""
+    from .loading import adapter_base
+
+    if base is not None:
+        return base
+    assert isinstance(policy, str | os.PathLike)
+    own = adapter_base(policy)
+    if own is not None:
+        return own
+    if isinstance(reference, str | os.PathLike) and os.fspath(reference) != ADAPTER_DISABLED:
+        return reference
+    return None
+
+
+def _same_model(first: Named | None, second: Named) -> bool:
+    if first is None:
+        return False
+    if Path(first).exists() and Path(second).exists():
+        return Path(first).resolve() == Path(second).resolve()
+    return os.fspath(first) == os.fspath(second)
