@@ -60,16 +60,35 @@ class Fingerprint:
 class Subject(Protocol):
     """A causal language model that diagnostics may read. Carriers: probes/huggingface.py, later others."""
 
-    name: str
-    n_layers: int
-    d_model: int
-    vocab_size: int  # rows of the head, padding included
-    fingerprint: str  # Fingerprint.combined
-    fingerprints: Fingerprint
-    facts: Mapping[str, Any]  # for the manifest: dtype on disk and in memory, quantisation, adapter, anatomy error
-    dtype: str
-    device: str
-    limit: int | None  # longest input in tokens; None where the model states none
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def n_layers(self) -> int: ...
+
+    @property
+    def d_model(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...  # rows of the head, padding included
+
+    @property
+    def fingerprint(self) -> str: ...  # Fingerprint.combined
+
+    @property
+    def fingerprints(self) -> Fingerprint: ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]: ...  # for the manifest: dtypes, quantisation, adapter, anatomy error
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def limit(self) -> int | None: ...  # longest input in tokens; None where the model states none
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase": ...  # raises InputError where the model was wrapped without one
@@ -103,11 +122,20 @@ class Subject(Protocol):
 class RewardSubject(Protocol):
     """A sequence classifier with one scalar output: an explicit reward model."""
 
-    name: str
-    fingerprint: str
-    fingerprints: Fingerprint
-    facts: Mapping[str, Any]
-    limit: int | None
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def fingerprints(self) -> Fingerprint: ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
+
+    @property
+    def limit(self) -> int | None: ...
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase": ...

@@ -1,1 +1,36 @@
+"""The hot core: tensors in, tensors out. Knows no model, no tokenizer and no file.
 
+>>> import torch
+>>> zeros = torch.zeros(1, 1, dtype=torch.float64)
+>>> step = torch.full((1, 1), 3.0, dtype=torch.float64).log()
+>>> head = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+>>> round(lens_transport(torch.stack([zeros, step]), head).angle.item(), 10)  # pi / 6
+0.5235987756
+"""
+
+from .information import TokenInformation, token_information
+from .lens import LensDistance, LensTransport, lens_distance, lens_transport
+from .logprobs import SequenceLogProbs, sequence_log_probs
+from .power_law import PowerLawFit, corrected_exponent, fit_power_law
+from .ranks import effective_rank, participation_ratio, rankme, spectral_entropy_rank, stable_rank
+from .spectrum import SpectrumAccumulator
+
+__all__ = [
+    "LensDistance",
+    "LensTransport",
+    "PowerLawFit",
+    "SequenceLogProbs",
+    "SpectrumAccumulator",
+    "TokenInformation",
+    "corrected_exponent",
+    "effective_rank",
+    "fit_power_law",
+    "lens_distance",
+    "lens_transport",
+    "participation_ratio",
+    "rankme",
+    "sequence_log_probs",
+    "spectral_entropy_rank",
+    "stable_rank",
+    "token_information",
+]

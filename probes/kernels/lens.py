@@ -1,0 +1,203 @@
+"""How far apart are the next-token distributions of neighbouring layers, or of two models at one place?
+
+The read-outs are never held: one pass over tiles of the vocabulary keeps a few sums a layer and token (lens_state.py).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .eager import Readout, read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LensTransport:
+    """Read-outs of L layers at N tokens, and the steps between neighbouring layers; float64.
+
+    A row whose logits hold a NaN or an infinity is NaN in every field it takes part in, and counted.
+    """
+
+    angle: Float[Tensor, "L_minus_1 N"]  # 2 arccos sum sqrt(p q): Fisher-Rao distance, radians in [0, pi]
+    entropy: Float[Tensor, "L N"]  # nats, in [0, log vocab]
+    log_normalizer: Float[Tensor, "L N"]  # log sum exp of the logits, nats
+    kl_to_next: Float[Tensor, "L_minus_1 N"]  # KL(p_l : p_l+1), nats
+    kl_from_next: Float[Tensor, "L_minus_1 N"]  # KL(p_l+1 : p_l), nats
+    target_log_prob: Float[Tensor, "L N"] | None  # nats; NaN where the target is -1; None without targets
+    overlap: Float[Tensor, "L_minus_1 N"]  # Bhattacharyya coefficient sum sqrt(p q) in [0, 1]: a check, cos(angle/2)
+    n_nonfinite: int  # rows (layer, token) set to NaN
+    backend: str
+    precision: str  # dtype of logits and exponentials; sums over tiles are float64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LensDistance:
+    """Two read-outs of the same places compared; float64. Shapes: the leading shape of the hidden states."""
+
+    angle: Float[Tensor, "*batch"]  # radians in [0, pi]
+    kl_ab: Float[Tensor, "*batch"]  # KL(p_a : p_b), nats
+    kl_ba: Float[Tensor, "*batch"]  # KL(p_b : p_a), nats
+    entropy_a: Float[Tensor, "*batch"]  # nats
+    entropy_b: Float[Tensor, "*batch"]
+    n_nonfinite: int  # rows of either side with a NaN or infinite logit
+    backend: str
+    precision: str
+
+
+def lens_transport(
+    hidden: Float[Tensor, "L N d"],
+    head: Float[Tensor, "V width"],
+    *,
+    bias: Float[Tensor, "rows"] | None = None,
+    softcap: float | int | None = None,
+    scale: float | int = 1.0,
+    temperature: float | int = 1.0,
+    targets: Int[Tensor, "tokens"] | None = None,
+    vocab: int | None = None,
+    backend: str = "auto",
+    token_block: int = 64,
+    vocab_tile: int | None = None,
+) -> LensTransport:
+    """Fisher-Rao steps, entropies and KLs of the logit lens over layers, without holding any distribution.
+
+    z = softcap tanh(scale (h W^T + bias) / softcap) / temperature (no tanh where softcap is None), p = softmax over the
+    first `vocab` entries (default all V); angle = 2 atan2(sqrt(R Z), P), the tangent form of 2 arccos sum sqrt(p q),
+    which keeps angles that arccos loses (under 3e-4 rad in float32). `hidden` has already passed the final norm.
+    Half-precision inputs are upcast a tile at a time; logits are float32 (float64 where an input is). `targets` are
+    token ids, -1 for none. `vocab_tile` None: tiles of 8 MB, so that memory does not grow with L, N or V.
+
+    ValueError: shapes that do not fit, L < 2, vocab outside [2, V], softcap or temperature <= 0, a target outside
+    [-1, vocab), an unknown backend. N = 0 gives empty tensors. Source: the angle is SPINAL's L_l (arXiv 2601.06238).
+    """
+    if hidden.ndim != 3 or hidden.shape[0] < 2:
+        raise ValueError(f"hidden is [layers, tokens, width] with at least 2 layers, got {tuple(hidden.shape)}")
+    n_layers, n_tokens, _ = hidden.shape
+    readout = _readout("", hidden, head, bias, softcap, scale, temperature)
+    vocab = _vocab(vocab, len(head))
+    _check_tiles(token_block, vocab_tile)
+    backend = _backend(backend)
+    if targets is not None:
+        if targets.shape != (n_tokens,):
+            raise ValueError(f"targets is one id a token, [{n_tokens}], got {tuple(targets.shape)}")
+        outside = ((targets < -1) | (targets >= vocab)).nonzero()
+        if len(outside):
+            token = int(outside[0])
+            raise ValueError(f"target {int(targets[token])} of token {token} is outside [-1, {vocab}); -1 means none")
+
+    pairs = [(layer, layer + 1) for layer in range(n_layers - 1)]
+    reading, target_logits = read(
+        [readout], pairs, vocab=vocab, token_block=token_block, vocab_tile=vocab_tile, targets=targets
+    )
+    return LensTransport(
+        angle=reading.angle,
+        entropy=reading.entropy,
+        log_normalizer=reading.log_normalizer,
+        kl_to_next=reading.kl_forward,
+        kl_from_next=reading.kl_backward,
+        target_log_prob=None if target_logits is None else target_logits - reading.log_normalizer,
+        overlap=reading.overlap,
+        n_nonfinite=int(reading.log_normalizer.isnan().sum()),
+        backend=backend,
+        precision=str(readout.dtype).removeprefix("torch."),
+    )
+
+
+def lens_distance(
+    hidden_a: Float[Tensor, "*batch d_a"],
+    head_a: Float[Tensor, "V_a width_a"],
+    hidden_b: Float[Tensor, "*places d_b"],
+    head_b: Float[Tensor, "V_b width_b"],
+    *,
+    bias_a: Float[Tensor, "rows_a"] | None = None,
+    bias_b: Float[Tensor, "rows_b"] | None = None,
+    softcap_a: float | int | None = None,
+    softcap_b: float | int | None = None,
+    scale_a: float | int = 1.0,
+    scale_b: float | int = 1.0,
+    temperature: float | int = 1.0,
+    vocab: int | None = None,
+    backend: str = "auto",
+    token_block: int = 64,
+    vocab_tile: int | None = None,
+) -> LensDistance:
+    """How far the read-out of model b is from that of model a, place by place: hidden [N, d] or [L, N, d].
+
+    Formulas, precision and errors as in `lens_transport`; the widths of the models may differ, the vocabulary may not:
+    where the heads have different numbers of rows, `vocab` says how many entries are shared (ids 0..vocab-1).
+    """
+    leading = hidden_a.shape[:-1]
+    if hidden_b.shape[:-1] != leading or len(leading) not in (1, 2):
+        raise ValueError(
+            "hidden_a and hidden_b are [tokens, width] or [layers, tokens, width] over the same places, "
+            f"got {tuple(hidden_a.shape)} and {tuple(hidden_b.shape)}"
+        )
+    if vocab is None and len(head_a) != len(head_b):
+        raise ValueError(f"the heads have {len(head_a)} and {len(head_b)} rows: pass vocab, the number of shared ids")
+    shape = leading if len(leading) == 2 else (1, *leading)
+    a = _readout("_a", hidden_a.reshape(*shape, hidden_a.shape[-1]), head_a, bias_a, softcap_a, scale_a, temperature)
+    b = _readout("_b", hidden_b.reshape(*shape, hidden_b.shape[-1]), head_b, bias_b, softcap_b, scale_b, temperature)
+    vocab = _vocab(vocab, min(len(head_a), len(head_b)))
+    _check_tiles(token_block, vocab_tile)
+    backend = _backend(backend)
+
+    n_layers = shape[0]
+    if n_layers == 0:
+        raise ValueError(f"hidden has no layer: {tuple(hidden_a.shape)}")
+    pairs = [(layer, n_layers + layer) for layer in range(n_layers)]
+    reading, _ = read([a, b], pairs, vocab=vocab, token_block=token_block, vocab_tile=vocab_tile)
+    return LensDistance(
+        angle=reading.angle.reshape(leading),
+        kl_ab=reading.kl_forward.reshape(leading),
+        kl_ba=reading.kl_backward.reshape(leading),
+        entropy_a=reading.entropy[:n_layers].reshape(leading),
+        entropy_b=reading.entropy[n_layers:].reshape(leading),
+        n_nonfinite=int(reading.log_normalizer.isnan().sum()),
+        backend=backend,
+        precision=str(torch.promote_types(a.dtype, b.dtype)).removeprefix("torch."),
+    )
+
+
+def _readout(
+    side: str,
+    hidden: Tensor,
+    head: Tensor,
+    bias: Tensor | None,
+    softcap: float | int | None,
+    scale: float | int,
+    temperature: float | int,
+) -> Readout:
+    """One side, its arguments checked; `side` is the suffix that the message names."""
+    if head.ndim != 2 or head.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"head{side} is [vocabulary, width] with the width of hidden{side}, "
+            f"got {tuple(head.shape)} for hidden{side} {tuple(hidden.shape)}"
+        )
+    if bias is not None and bias.shape != (len(head),):
+        raise ValueError(f"bias{side} has an entry a row of head{side}, [{len(head)}], got {tuple(bias.shape)}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap{side} is > 0 (None for no cap), got {softcap}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is > 0, got {temperature}")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale{side} is finite, got {scale}")
+    return Readout(hidden=hidden, weight=head, bias=bias, softcap=softcap, scale=scale, temperature=temperature)
+
+
+def _vocab(vocab: int | None, rows: int) -> int:
+    vocab = rows if vocab is None else vocab
+    if not 2 <= vocab <= rows:
+        raise ValueError(f"vocab is the number of real vocabulary entries, 2 to {rows} (rows of the head), got {vocab}")
+    return vocab
+
+
+def _check_tiles(token_block: int, vocab_tile: int | None) -> None:
+    if token_block < 1 or (vocab_tile is not None and vocab_tile < 1):
+        raise ValueError(f"token_block and vocab_tile are >= 1, got {token_block} and {vocab_tile}")
+
+
+def _backend(name: str) -> str:
+    if name not in ("auto", "eager"):
+        raise ValueError(f"backend {name!r} is not available: this version has 'eager' (also meant by 'auto')")
+    return "eager"

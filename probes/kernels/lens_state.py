@@ -1,0 +1,149 @@
+"""What one pass over the vocabulary has to remember to compare read-outs, and how two parts of a vocabulary merge.
+
+A *stream* is one row of logits z a token (a layer, or a model's head); a *pair* is two streams to compare.
+Everything here is float64 and of size streams x tokens; nothing has a vocabulary axis.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Pairs = Sequence[tuple[int, int]]
+
+SMALL_KL = 1e-3  # nats; below it the difference form (absolute floor 2e-6 in float32 sums) gives way to the cumulants
+SMALL_VARIANCE = 1e-5  # of log-ratios; below it (angles < 3e-3) float32 amplitudes may round t - u s visibly,
+MAX_SKEW_ANGLE = 0.02  # though not where a few tokens move by more than this
+MAX_SKEW = 0.1  # |k3 / k2| up to which k2/2 + k3/6 is good to 1e-3; a heavier tail is read again in float64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LensState:
+    """Single-pass sums over a part of the vocabulary (kernels.md 1).
+
+    With s = exp((z_i - peak_i)/2), t the same of the partner j, x = z_j - z_i - pilot:
+    mass = sum s^2, energy = sum s^2 (z - peak); overlap = sum s t, residual = sum (t - u s)^2 with u = overlap/mass_i;
+    forward[k] = sum s^2 x^(k+1), backward[k] = sum t^2 x^(k+1), k = 0, 1, 2.
+    """
+
+    peak: Float[Tensor, "S n"]
+    mass: Float[Tensor, "S n"]
+    energy: Float[Tensor, "S n"]
+    overlap: Float[Tensor, "P n"]
+    residual: Float[Tensor, "P n"]
+    pilot: Float[Tensor, "P n"]
+    forward: Float[Tensor, "3 P n"]
+    backward: Float[Tensor, "3 P n"]
+
+
+def _recentred(moments: Tensor, mass: Tensor, shift: Tensor) -> Tensor:
+    """Raw moments 1..3 about a pilot that moved by `shift`; x becomes x - shift."""
+    first, second, third = moments
+    return torch.stack(
+        (
+            first - shift * mass,
+            second - 2 * shift * first + shift**2 * mass,
+            third - 3 * shift * second + 3 * shift**2 * first - shift**3 * mass,
+        )
+    )
+
+
+def merge(a: LensState, b: LensState, pairs: Pairs) -> LensState:
+    """The state of the union of two disjoint parts of a vocabulary; exact algebra (Chan's form for the residual)."""
+    first, second = [i for i, _ in pairs], [j for _, j in pairs]
+    peak = torch.maximum(a.peak, b.peak)
+    lift_a, lift_b = a.peak - peak, b.peak - peak  # <= 0
+    keep_a, keep_b = lift_a.exp(), lift_b.exp()
+    mass_a, mass_b = keep_a * a.mass, keep_b * b.mass
+    energy = keep_a * (a.energy + a.mass * lift_a) + keep_b * (b.energy + b.mass * lift_b)
+
+    overlap_a = a.overlap * (keep_a[first] * keep_a[second]).sqrt()
+    overlap_b = b.overlap * (keep_b[first] * keep_b[second]).sqrt()
+    za, zb = mass_a[first], mass_b[first]
+    ua = torch.where(za > 0, overlap_a / za.where(za > 0, 1.0), 0.0)
+    ub = torch.where(zb > 0, overlap_b / zb.where(zb > 0, 1.0), 0.0)
+    # root before square: u^2 alone may overflow where this part of the vocabulary has almost no mass
+    between = torch.where(
+        za < zb,
+        ((ua - ub) * za.sqrt()) ** 2 * (zb / (za + zb).where(za + zb > 0, 1.0)),
+        ((ua - ub) * zb.sqrt()) ** 2 * (za / (za + zb).where(za + zb > 0, 1.0)),
+    )
+    residual = keep_a[second] * a.residual + keep_b[second] * b.residual + between
+
+    shift = a.pilot - b.pilot  # moments of b move to the pilot of a
+    forward = keep_a[first] * a.forward + keep_b[first] * _recentred(b.forward, b.mass[first], shift)
+    backward = keep_a[second] * a.backward + keep_b[second] * _recentred(b.backward, b.mass[second], shift)
+    return LensState(
+        peak=peak,
+        mass=mass_a + mass_b,
+        energy=energy,
+        overlap=overlap_a + overlap_b,
+        residual=residual,
+        pilot=a.pilot,
+        forward=forward,
+        backward=backward,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LensReading:
+    """A finished state. `uncertain` marks KLs too small for the difference form and too skewed for the cumulants."""
+
+    log_normalizer: Float[Tensor, "S n"]
+    entropy: Float[Tensor, "S n"]
+    angle: Float[Tensor, "P n"]
+    overlap: Float[Tensor, "P n"]
+    kl_forward: Float[Tensor, "P n"]  # KL(p_i : p_j)
+    kl_backward: Float[Tensor, "P n"]  # KL(p_j : p_i)
+    uncertain: Tensor  # [P, n] bool
+
+
+def _cumulants(moments: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+    """Second and third cumulant from raw moments."""
+    first, second, third = moments / mass
+    return second - first**2, third - 3 * first * second + 2 * first**3
+
+
+def _divergence(difference: Tensor, variance: Tensor, skew: Tensor) -> tuple[Tensor, Tensor]:
+    """KL in nats: the difference form or, where that is small, the first two terms of log E e^x - E x; and where
+    neither can be trusted."""
+    series = variance / 2 + skew / 6
+    small = difference < SMALL_KL
+    settled = (skew.abs() <= MAX_SKEW * variance) & series.isfinite()
+    return torch.where(small & settled, series, difference), small & ~settled
+
+
+def finish(state: LensState, pairs: Pairs) -> LensReading:
+    """Angles in [0, pi] (2 atan2, never arccos, which loses angles under 3e-4; the smallest from the cumulants of the
+    log-ratio), entropies and KLs in nats.
+
+    A row with a NaN or infinite logit (its energy is not finite) is NaN in everything it takes part in.
+    """
+    first, second = [i for i, _ in pairs], [j for _, j in pairs]
+    bad = ~state.energy.isfinite() | ~state.peak.isfinite()
+    log_normalizer = (state.peak + state.mass.log()).masked_fill(bad, torch.nan)
+    entropy = (state.mass.log() - state.energy / state.mass).clamp(min=0.0).masked_fill(bad, torch.nan)
+
+    variance, skew = _cumulants(state.forward, state.mass[first])
+    back_variance, back_skew = _cumulants(state.backward, state.mass[second])
+    # -8 log BC = k2 + k3/2 + ..., and for a small angle that is its square
+    small = (variance < SMALL_VARIANCE) & (skew.abs() <= MAX_SKEW_ANGLE * variance)
+    tangent = 2 * torch.atan2((state.residual * state.mass[first]).sqrt(), state.overlap)
+    angle = torch.where(small, (variance + skew / 2).clamp(min=0).sqrt(), tangent)
+    overlap = state.overlap / (state.mass[first] * state.mass[second]).sqrt()
+    # pilot = z_j - z_i of some column, so lse_j - lse_i - pilot is of the size of x, not of the logits
+    gap = state.peak[second] - state.peak[first] - state.pilot + (state.mass[second] / state.mass[first]).log()
+    forward, unsure_forward = _divergence(gap - state.forward[0] / state.mass[first], variance, skew)
+    backward, unsure_backward = _divergence(state.backward[0] / state.mass[second] - gap, back_variance, -back_skew)
+    lost = bad[first] | bad[second]
+    return LensReading(
+        log_normalizer=log_normalizer,
+        entropy=entropy,
+        angle=angle.masked_fill(lost, torch.nan),
+        overlap=overlap.masked_fill(lost, torch.nan),
+        kl_forward=forward.masked_fill(lost, torch.nan),
+        kl_backward=backward.masked_fill(lost, torch.nan),
+        uncertain=(unsure_forward | unsure_backward) & ~lost,
+    )
