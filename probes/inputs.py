@@ -1,0 +1,221 @@
+"""Prompts and preference pairs: what a row says, and which rows cannot be used and why.
+
+A bad row never stops the reading: it becomes an `Invalid` with its reason. A file that holds no pairs at all (missing,
+empty, unreadable, other columns) is an InputError. Text becomes ids in encoding.py.
+"""
+
+import hashlib
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import InputError
+from .pair_rows import Invalid, Pair, PairShape, RowError, Text, parse_pair, parse_text, row_name
+from .row_files import Rows, read_rows
+
+__all__ = [
+    "Invalid",
+    "Pair",
+    "PairFile",
+    "Prompt",
+    "PromptFile",
+    "check_invalid",
+    "distinct_prompts",
+    "read_pairs",
+    "read_prompts",
+]
+
+Source = str | os.PathLike[str] | Iterable[Any]  # a file, or its rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A prompt: a string, or the messages of a conversation."""
+
+    row: int  # data row in its file, from 1
+    text: Text
+    prompt_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairFile:
+    """The usable pairs of a file, the rows set aside, and what identifies the data."""
+
+    pairs: tuple[Pair, ...]
+    invalid: tuple[Invalid, ...]
+    source: str
+    sha256: str  # of the file's bytes
+    n_rows: int
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self.pairs)
+
+    def __getitem__(self, index: int) -> Pair:
+        return self.pairs[index]
+
+    def take(self, n: int) -> "PairFile":
+        """The first n usable pairs, with the rows set aside among them."""
+        if n >= len(self.pairs):
+            return self
+        kept = self.pairs[:n]
+        invalid = tuple(row for row in self.invalid if kept and row.row < kept[-1].row)
+        digest = hashlib.sha256(f"{self.sha256}, first {n} pairs".encode()).hexdigest()
+        return replace(self, pairs=kept, invalid=invalid, sha256=digest, n_rows=len(kept) + len(invalid))
+
+    def prompts(self, limit: int | None = 512, seed: int = 0) -> "PromptFile":
+        """Its distinct prompts: see `distinct_prompts`."""
+        return distinct_prompts(self, limit=limit, seed=seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptFile:
+    """The usable prompts of a file, the rows set aside, and what identifies the data."""
+
+    prompts: tuple[Prompt, ...]
+    invalid: tuple[Invalid, ...]
+    source: str
+    sha256: str
+    n_rows: int
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self.prompts)
+
+    def __getitem__(self, index: int) -> Prompt:
+        return self.prompts[index]
+
+
+def read_pairs(source: Source) -> PairFile:
+    """Preference pairs of a .jsonl, .json, .csv or .parquet file, or of a list of dictionaries.
+
+    A row has one of these shapes (strings, or message lists `[{"role": ..., "content": ...}]`):
+
+    - `prompt`, `chosen`, `rejected`; optional `votes_chosen`, `votes_rejected`, `votes_tie`, or `preference` in [0, 1]
+      = P(chosen preferred);
+    - `chosen`, `rejected` alone: whole conversations (the prompt is what both share before the answer), or whole texts
+      (the prompt ends with the last "\\n\\nAssistant:");
+    - `prompt`, `response_a`, `response_b` with `votes_a`, `votes_b`, `votes_tie`, or `preference` (of a), or `label`.
+
+    Optional: `id`, `prompt_id`, `split`, `tag`, and scores of a reward model `explicit_chosen`, `explicit_rejected`
+    (`explicit_a`, `explicit_b`). Rows are turned so that the preference for chosen is at least 1/2 (`swapped`).
+
+    >>> file = read_pairs([{"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"}, {"prompt": "?", "chosen": 4}])
+    >>> len(file), [(row.row, row.reason) for row in file.invalid]
+    (1, [(2, 'not_string')])
+    """
+    if isinstance(source, PairFile):
+        return source
+    rows = read_rows(source, what="pairs")
+    shape = PairShape.of(rows.columns, rows.source)
+    pairs: list[Pair] = []
+    invalid: list[Invalid] = []
+    for number, row in enumerate(rows.rows, start=1):
+        try:
+            pairs.append(parse_pair(row, number, shape))
+        except RowError as error:
+            invalid.append(Invalid(row=number, reason=error.reason, detail=error.detail, name=row_name(row)))
+    return PairFile(
+        pairs=tuple(pairs), invalid=tuple(invalid), source=rows.source, sha256=rows.sha256, n_rows=len(rows.rows)
+    )
+
+
+def read_prompts(source: Source) -> PromptFile:
+    """Prompts of a file with a `prompt` (else `text`) column, or of a list of strings or dictionaries (also .json).
+
+    >>> [prompt.text for prompt in read_prompts(["Why is the sky blue?", "Name a fish."])]
+    ['Why is the sky blue?', 'Name a fish.']
+    """
+    if isinstance(source, PromptFile):
+        return source
+    rows = read_rows(source, what="prompts", bare="prompt")
+    column = _prompt_column(rows)
+    prompts: list[Prompt] = []
+    invalid: list[Invalid] = []
+    for number, row in enumerate(rows.rows, start=1):
+        try:
+            prompts.append(_parse_prompt(row, number, column))
+        except RowError as error:
+            invalid.append(Invalid(row=number, reason=error.reason, detail=error.detail, name=row_name(row)))
+    return PromptFile(
+        prompts=tuple(prompts), invalid=tuple(invalid), source=rows.source, sha256=rows.sha256, n_rows=len(rows.rows)
+    )
+
+
+def distinct_prompts(pairs: PairFile, limit: int | None = 512, seed: int = 0) -> PromptFile:
+    """The distinct prompts of the pairs, in file order; more than `limit` are sampled without replacement, seeded."""
+    first: dict[str, Pair] = {}
+    for pair in pairs:
+        first.setdefault(json.dumps(pair.prompt, ensure_ascii=False), pair)
+    found = [
+        Prompt(row=pair.row, text=pair.prompt, prompt_id=pair.prompt_id)
+        for pair in first.values()
+        if not is_blank(pair.prompt)
+    ]
+    if limit is not None and len(found) > limit:
+        chosen = sorted(random.Random(seed).sample(range(len(found)), limit))
+        found = [found[i] for i in chosen]
+    digest = hashlib.sha256(json.dumps([p.text for p in found], ensure_ascii=True).encode()).hexdigest()
+    return PromptFile(
+        prompts=tuple(found), invalid=(), source=f"prompts of {pairs.source}", sha256=digest, n_rows=len(found)
+    )
+
+
+def check_invalid(file: PairFile | PromptFile, max_invalid: float = 0.05, *, more: Iterable[Invalid] = ()) -> None:
+    """Stop where a larger share of the rows than `max_invalid` cannot be used, or no row is left.
+
+    more: rows set aside after reading (too long, duplicate, ...). Raises InputError with the counts by reason and the
+    first row of each.
+    """
+    invalid = (*file.invalid, *more)
+    if not 0 <= max_invalid <= 1:
+        raise InputError(f"--max-invalid {max_invalid}: a share between 0 and 1 is expected")
+    if len(invalid) < file.n_rows and len(invalid) <= max_invalid * file.n_rows:
+        return
+    first: dict[str, Invalid] = {}
+    for row in invalid:
+        first.setdefault(row.reason, row)
+    reasons = "; ".join(
+        f"{n} {reason} (first: row {first[reason].row}, {first[reason].detail})"
+        for reason, n in Counter(row.reason for row in invalid).most_common()
+    )
+    share = f"{len(invalid)} of {file.n_rows} rows ({len(invalid) / file.n_rows:.1%}) cannot be used"
+    if len(invalid) >= file.n_rows:
+        raise InputError(f"{file.source}: nothing is left: {share}: {reasons}. Mend the file")
+    raise InputError(
+        f"{file.source}: {share}, more than --max-invalid {max_invalid:g}: {reasons}. "
+        "Mend the file, or raise --max-invalid"
+    )
+
+
+def is_blank(text: Text) -> bool:
+    """True where there is nothing but white space."""
+    return not (text if isinstance(text, str) else "".join(message["content"] for message in text)).strip()
+
+
+def _prompt_column(rows: Rows) -> str:
+    for column in ("prompt", "text"):
+        if column in rows.columns:
+            return column
+    raise InputError(
+        f"{rows.source}: no column `prompt` or `text`; the columns are: {', '.join(rows.columns) or 'none'}. "
+        "Rename the column that holds the prompts"
+    )
+
+
+def _parse_prompt(row: dict[str, Any] | str, number: int, column: str) -> Prompt:
+    if isinstance(row, str):
+        raise RowError("not_a_row", row)
+    text = parse_text(row, column)
+    if is_blank(text):
+        raise RowError("empty_prompt", f"`{column}` is empty")
+    given = row.get("prompt_id")
+    return Prompt(row=number, text=text, prompt_id=None if given in (None, "") else str(given))

@@ -1,0 +1,272 @@
+"""One row a preference pair: every number that ranking and reward diagnostics rest on."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64
+
+from ..errors import InputError
+from .pair_rows import Invalid
+
+# column -> (dtype, what it holds)
+COLUMNS = {
+    "pair_id": ("str", "the row's id, else its number"),
+    "prompt_id": ("str", "cluster of the intervals: given, or hash of the rendered prompt"),
+    "policy_chosen": ("float64", "summed log-probability of the chosen completion under the policy, nats"),
+    "policy_rejected": ("float64", "the same of the rejected completion"),
+    "reference_chosen": ("float64", "the same under the reference; NaN without one"),
+    "reference_rejected": ("float64", ""),
+    "explicit_chosen": ("float64", "score of a reward model, its units; NaN without one"),
+    "explicit_rejected": ("float64", ""),
+    "n_chosen": ("int64", "scored tokens"),
+    "n_rejected": ("int64", ""),
+    "preference": ("float64", "share of votes for chosen, ties counted half; 1/2 to 1, not smoothed"),
+    "n_votes": ("float64", "votes behind it; 1 where the file only decides; 0 where a judge gave a probability"),
+    "human_tie": ("bool", "preference 1/2: kept, but in no accuracy"),
+    "swapped": ("bool", "turned on reading so that the preference is at least 1/2"),
+    "boundary_shift": ("bool", "the prompt's last token merged with a completion"),
+    "n_prompt": ("int64", "tokens of the prompt"),
+    "split": ("str", "as given"),
+    "tag": ("str", "as given"),
+}
+_PAIRED = ("policy", "reference", "explicit", "n")  # columns that change places when a pair is turned
+_METADATA = b"alignscope.pair_scores"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairScores:
+    """The pair table with the rows set aside, how it was made, and what was counted.
+
+    frame: the columns of `COLUMNS`, in file order. settings: everything a score depends on. counts: rows kept but
+    flagged, by reason (human_tie, swapped, boundary_shift, special_in_text, contradicting_pair, ...).
+    """
+
+    frame: pd.DataFrame
+    invalid: tuple[Invalid, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        """A column as an array."""
+        return self.frame[column].to_numpy()
+
+    @property
+    def policy_chosen(self) -> Float64[np.ndarray, "N"]:
+        return self["policy_chosen"]
+
+    @property
+    def policy_rejected(self) -> Float64[np.ndarray, "N"]:
+        return self["policy_rejected"]
+
+    @property
+    def reference_chosen(self) -> Float64[np.ndarray, "N"]:
+        return self["reference_chosen"]
+
+    @property
+    def reference_rejected(self) -> Float64[np.ndarray, "N"]:
+        return self["reference_rejected"]
+
+    @property
+    def explicit_chosen(self) -> Float64[np.ndarray, "N"]:
+        return self["explicit_chosen"]
+
+    @property
+    def explicit_rejected(self) -> Float64[np.ndarray, "N"]:
+        return self["explicit_rejected"]
+
+    @property
+    def preference(self) -> Float64[np.ndarray, "N"]:
+        return self["preference"]
+
+    @property
+    def has_reference(self) -> bool:
+        return bool(self.frame["reference_chosen"].notna().any())
+
+    @property
+    def has_explicit(self) -> bool:
+        return bool(self.frame["explicit_chosen"].notna().any())
+
+    def log_ratios(self) -> Float64[np.ndarray, "N 2"]:
+        """log pi - log pi_ref of chosen and rejected, nats a completion; NaN without a reference."""
+        sides = ("chosen", "rejected")
+        return np.stack([self[f"policy_{side}"] - self[f"reference_{side}"] for side in sides], axis=1)
+
+    @property
+    def invalid_counts(self) -> dict[str, int]:
+        """Rows set aside by reason, most frequent first."""
+        return dict(Counter(row.reason for row in self.invalid).most_common())
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Sentences about the text that a reader of any number from this table should see."""
+        found = []
+        if len(self) and self.has_reference and not self.log_ratios().any():
+            found.append("policy and reference give exactly the same log-probabilities: are they the same weights?")
+        if n := self.counts.get("raw_on_template_model"):
+            found.append(
+                f"{n} pairs are plain strings and were read raw, though the tokenizer has a chat template; "
+                "--template chat (template='chat') wraps each prompt as one user turn"
+            )
+        if n := self.counts.get("special_in_text"):
+            found.append(f"{n} pairs spell a special token in their text, which the model reads as that token")
+        if n := self.counts.get("boundary_shift"):
+            found.append(f"in {n} pairs the prompt's last token merges with a completion; it is scored with it")
+        if n := self.counts.get("contradicting_pair"):
+            found.append(f"{n} pairs prefer the opposite of an earlier pair with the same completions")
+        if n := self.counts.get("explicit_missing"):
+            found.append(f"{n} pairs have no finite explicit reward and leave the comparison of rewards")
+        if self.settings.get("eos") == "auto" and self.settings.get("eos_id", 0) is None:
+            found.append("the tokenizer has no end-of-sequence token, so none is scored")
+        return tuple(found)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A copy of the table."""
+        return self.frame.copy()
+
+    def summary(self) -> str:
+        aside = ", ".join(f"{n} {reason}" for reason, n in self.invalid_counts.items()) or "none"
+        return f"{len(self)} pairs scored; rows set aside: {aside}."
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """One Parquet file, settings and rows set aside in its metadata; written by rename."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = Path(path)
+        more = {"settings": self.settings, "counts": self.counts, "invalid": [asdict(row) for row in self.invalid]}
+        table = pa.Table.from_pandas(self.frame, preserve_index=False)
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), _METADATA: json.dumps(more).encode()})
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, temporary)
+            return temporary.replace(path)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "PairScores":
+        """Read what `save` wrote. Raises InputError where the file is something else."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{path}: not a readable pair table ({error}); expected what PairScores.save wrote"
+            ) from error
+        more = (table.schema.metadata or {}).get(_METADATA)
+        if more is None:
+            raise InputError(f"{path}: no pair table but another Parquet file; use PairScores.from_frame for your own")
+        parts = json.loads(more)
+        return cls(
+            frame=_typed(table.to_pandas()),
+            invalid=tuple(Invalid(**row) for row in parts["invalid"]),
+            settings=parts["settings"],
+            counts=parts["counts"],
+        )
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, *, settings: Mapping[str, Any] | None = None) -> "PairScores":
+        """A table from your own log-probabilities: `policy_chosen` and `policy_rejected` at least, nats, summed.
+
+        Left out: reference and explicit scores become NaN, lengths 0, preference 1 by one vote, every pair its own
+        prompt. Rows whose preference is below 1/2 are turned. Raises InputError for missing columns, a preference
+        outside [0, 1] or an unknown column of numbers that is no number.
+        """
+        missing = [name for name in ("policy_chosen", "policy_rejected") if name not in frame.columns]
+        if missing:
+            raise InputError(f"pair table: no column {', '.join(missing)}; the columns are: {', '.join(frame.columns)}")
+        table = frame.reset_index(drop=True).copy()
+        defaults: dict[str, Any] = {"pair_id": [str(i + 1) for i in range(len(table))], "n_votes": 1.0}
+        defaults |= {"preference": 1.0, "swapped": False, "boundary_shift": False}
+        defaults |= dict.fromkeys(("n_chosen", "n_rejected", "n_prompt"), 0)
+        for name, (dtype, _) in COLUMNS.items():
+            if name not in table:
+                table[name] = defaults.get(name, np.nan if dtype == "float64" else None)
+        if "prompt_id" not in frame:
+            table["prompt_id"] = table["pair_id"]
+        if "n_votes" not in frame and "preference" in frame:
+            table["n_votes"] = 0.0
+        try:
+            table["preference"] = table["preference"].astype("float64")
+        except (TypeError, ValueError) as error:
+            raise InputError(f"pair table: column `preference` is not numeric ({error})") from error
+        outside = ~table["preference"].between(0, 1)
+        if outside.any():
+            row = int(np.flatnonzero(outside)[0])
+            raise InputError(f"pair table, row {row + 1}: preference {table['preference'][row]} is outside [0, 1]")
+        turn = (table["preference"] < 0.5).to_numpy()
+        for name in _PAIRED:
+            first, second = table[f"{name}_chosen"].copy(), table[f"{name}_rejected"].copy()
+            table[f"{name}_chosen"], table[f"{name}_rejected"] = first.mask(turn, second), second.mask(turn, first)
+        table["preference"] = table["preference"].where(~turn, 1 - table["preference"])
+        table["swapped"] = table["swapped"].astype("bool") ^ turn
+        table["human_tie"] = table["preference"] == 0.5
+        return cls.assemble(table, invalid=(), settings=dict(settings or {}), counts={})
+
+    @classmethod
+    def assemble(
+        cls, frame: pd.DataFrame, *, invalid: tuple[Invalid, ...], settings: dict[str, Any], counts: dict[str, int]
+    ) -> "PairScores":
+        """Typed columns; pairs whose scores are not finite are set aside (non_finite_policy, non_finite_reference)."""
+        table = _typed(frame)
+        aside: list[Invalid] = []
+        keep = np.ones(len(table), dtype=bool)
+        for role in ("policy", "reference"):
+            sides = table[[f"{role}_chosen", f"{role}_rejected"]].to_numpy()
+            if role == "reference" and np.isnan(sides).all():
+                continue
+            bad = keep & ~np.isfinite(sides).all(axis=1)
+            keep &= ~bad
+            aside += [
+                Invalid(
+                    row=_row_number(frame, int(i)),
+                    reason=f"non_finite_{role}",
+                    detail=f"log-probabilities {sides[i, 0]:g} and {sides[i, 1]:g}",
+                    name=str(table["pair_id"][i]),
+                )
+                for i in np.flatnonzero(bad)
+            ]
+        explicit = table[["explicit_chosen", "explicit_rejected"]].to_numpy()
+        absent = ~np.isfinite(explicit).all(axis=1)
+        table.loc[absent, ["explicit_chosen", "explicit_rejected"]] = np.nan
+        table = table[keep].reset_index(drop=True)
+        flags = {name: int(table[name].sum()) for name in ("human_tie", "swapped", "boundary_shift")}
+        missing = int((absent & keep).sum()) if not absent.all() else 0
+        more = {"explicit_missing": missing} if missing else {}
+        every = tuple(sorted((*invalid, *aside), key=lambda row: row.row))
+        return cls(
+            frame=table, invalid=every, settings=settings, counts={"scored": len(table), **flags, **counts, **more}
+        )
+
+
+def _row_number(frame: pd.DataFrame, index: int) -> int:
+    return int(frame["row"].iloc[index]) if "row" in frame else index + 1
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    columns = {}
+    for name, (dtype, _) in COLUMNS.items():
+        column = frame[name]
+        if dtype == "str":
+            columns[name] = pd.Series(
+                [None if pd.isna(v) else str(v) for v in column], dtype=object, index=column.index
+            )
+            continue
+        try:
+            columns[name] = column.astype(np.dtype(dtype))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"pair table: column `{name}` is not {dtype} ({error})") from error
+    return pd.DataFrame(columns).reset_index(drop=True)

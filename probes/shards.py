@@ -1,0 +1,133 @@
+"""Long work in shards: finished ones are kept, so that a killed run repeats at most one of them.
+
+A shard is a small JSON file that appears whole (by rename) and says which items it holds. A cache keeps the same values
+by item, for other runs on the same model.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from ..errors import InputError
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+class ScoreCache:
+    """Values by item key, appended to one file a model; a torn line, left by a kill, is skipped when read."""
+
+    def __init__(self, folder: str | os.PathLike[str], model_key: str) -> None:
+        self.file = Path(folder) / "scores" / f"{model_key[:32]}.jsonl"
+        self.values: dict[str, float] = {}
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            content = self.file.read_text(encoding="utf-8") if self.file.exists() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{self.file}: the cache cannot be used ({error}); name another folder, or none"
+            ) from error
+        for line in content.splitlines():
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(values, dict):
+                self.values.update(values)
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Keep values; one write, so that two runs on one cache do not mix their lines."""
+        new = {key: value for key, value in values.items() if key not in self.values}
+        if not new:
+            return
+        self.values.update(new)
+        with self.file.open("ab", buffering=0) as file:
+            file.write(f"\n{json.dumps(new)}\n".encode())
+
+
+def run_in_shards(
+    keys: Sequence[str],
+    lengths: Sequence[int],
+    compute: Callable[[list[int]], list[float]],
+    *,
+    stage: str,
+    shard_size: int,
+    folder: str | os.PathLike[str] | None = None,
+    cache: ScoreCache | None = None,
+    progress: Progress | None = None,
+) -> list[float]:
+    """One value an item, in the order of `keys`; compute(indices) gives the values of some of them.
+
+    Equal keys are computed once. Shards go from the longest items to the shortest, so each holds items of like length
+    and memory is needed most at the start. They depend on keys and lengths alone: a run that continues makes the same.
+    folder: finished shards are kept there as `<stage>_<number>.json`, and read where they hold these very items.
+    progress: called as progress(stage, tokens done, tokens in all) before the first shard and after each.
+    """
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}  # key -> its first index
+    order = sorted(first.values(), key=lambda i: (-lengths[i], i))
+    shards = [order[i : i + shard_size] for i in range(0, len(order), shard_size)]
+    kept = None if folder is None else _opened(Path(folder))
+    values: dict[str, float] = {}
+    done, total = 0, sum(lengths[i] for i in order)
+    missing: list[tuple[int, list[int]]] = []
+    for number, shard in enumerate(shards):
+        found = None if kept is None else _read(kept / _file_name(stage, number), [keys[i] for i in shard])
+        if found is None:
+            missing.append((number, shard))
+        else:
+            values.update(found)
+            done += sum(lengths[i] for i in shard)
+    if progress is not None and total:
+        progress(stage, done, total)
+    for number, shard in missing:
+        cached = {} if cache is None else {keys[i]: cache.values[keys[i]] for i in shard if keys[i] in cache.values}
+        wanted = [i for i in shard if keys[i] not in cached]
+        fresh = dict(zip((keys[i] for i in wanted), compute(wanted) if wanted else [], strict=True))
+        if cache is not None:
+            cache.add(fresh)
+        either = cached | fresh
+        finished = {keys[i]: either[keys[i]] for i in shard}
+        if kept is not None:
+            _write(kept / _file_name(stage, number), finished)
+        values.update(finished)
+        done += sum(lengths[i] for i in shard)
+        if progress is not None:
+            progress(stage, done, total)
+    return [values[key] for key in keys]
+
+
+def item_key(*parts: object) -> str:
+    """sha256 (hex) of the parts' JSON."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _file_name(stage: str, number: int) -> str:
+    return f"{re.sub(r'[^A-Za-z0-9]+', '_', stage).strip('_')}_{number:05d}.json"
+
+
+def _opened(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+    return folder
+
+
+def _read(path: Path, keys: Iterable[str]) -> dict[str, float] | None:
+    """The values of a shard; None where it is not there, torn, or holds other items."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return values if isinstance(values, dict) and list(values) == list(keys) else None
+
+
+def _write(path: Path, values: Mapping[str, float]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(values), encoding="utf-8")  # repr of a float: exact
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); finished shards are kept") from error
