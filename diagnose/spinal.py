@@ -1,0 +1,183 @@
+"""How does the residual stream contract and travel over the layers of a model? SPINAL (arXiv 2601.06238).
+
+    base = spinal_trace(load("base/"), read_prompts("prompts.jsonl"))
+    aligned = spinal_trace(load("dpo/"), read_prompts("prompts.jsonl"))
+    compare_spinal(base, aligned).summary()
+
+The paper's definitions of the exponent and of the angle; window, positions, intervals and gates are reconstructed.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..probes.encoding import Encoder, TextPolicy
+from ..probes.inputs import Invalid, PromptFile, check_invalid, read_prompts
+from ..probes.shards import item_key
+from .naming import short_name
+from .spinal_compare import SpinalComparison, compare_spinal
+from .spinal_lens import lens_vocabulary
+from .spinal_reading import Folder, Progress, Readings, TracedPrompt, opened, prepare_prompts, read_prompts_of
+from .spinal_trace import TRACE_VERSION, SpinalTrace, TracedModel, analyse
+
+if TYPE_CHECKING:
+    from ..probes.subject import Subject
+
+__all__ = ["SpinalComparison", "SpinalTrace", "compare_spinal", "spinal_trace"]
+
+ONLY = {"preset": "robust", "positions": "last", "lens": "logit"}  # other values come with later versions
+
+
+def spinal_trace(
+    subject: "Subject",
+    prompts: "str | os.PathLike[str] | Iterable[Any] | PromptFile",
+    *,
+    positions: str = "last",
+    window: tuple[float, float] = (0.02, 0.2),
+    lens: str = "logit",
+    preset: str = "robust",
+    lens_positions: int = 4,
+    max_tokens: int = 128,
+    temperature: float = 1.0,
+    groups: int = 16,
+    batch_size: int = 16,
+    seed: int = 0,
+    template: str = "auto",
+    eos: str = "auto",
+    max_invalid: float = 0.05,
+    shards: Folder | None = None,
+    progress: Progress | None = None,
+) -> SpinalTrace:
+    """Contraction, transport and entropy of one model, layer by layer.
+
+    alpha_l = - d log sigma_k / d log k over a window of ranks, sigma = singular values of the centred residual rows
+    after block l at the prompts' last tokens, [L + 1]; angle_l = 2 arccos sum_v sqrt(p_l p_(l+1)) in radians, [0, pi],
+    p_l = softmax(readout(h_l) / temperature), [L] steps; entropy of p_l in nats, [L + 1]. Layer 0 is the embeddings.
+
+    prompts: file, rows, or PromptFile. Cut from the left to `max_tokens`, then repeated ones are dropped, counted.
+    window: the ranks, as shares of the number r of singular values. lens_positions: positions inside a prompt that are
+        read beside the last and reported apart. groups: of the delete-group jackknife.
+    template, eos: how text becomes ids, see TextPolicy; a prompt never gets an end of sequence.
+    max_invalid: share of prompts without a measurable token or with a NaN above which nothing is reported.
+    shards: folder where finished batches are kept; a killed run repeats at most one, with the same result.
+    progress: called as progress(stage, done, total).
+    Raises InputError for settings of later versions, prompts that cannot be encoded, too many unusable prompts (naming
+    layer and row), or rows that would not fit in memory. The result changes neither with batch size nor prompt order.
+    """
+    _check_settings(locals())
+    file = read_prompts(prompts)
+    encoder = Encoder(
+        subject.tokenizer,
+        TextPolicy(template, eos),
+        vocab_rows=subject.vocab_size,
+        limit=subject.limit,
+        source=file.source,
+    )
+    traced, invalid, n_duplicates = prepare_prompts(
+        file, encoder, max_tokens=max_tokens, lens_positions=lens_positions, seed=seed
+    )
+    check_invalid(file, max_invalid, more=invalid)
+    if not traced:
+        raise InputError(f"{file.source}: no prompt is left to trace")
+    model = TracedModel(
+        name=short_name(subject.name),
+        fingerprint=subject.fingerprint,
+        tokenizer=subject.fingerprints.tokenizer,
+        dtype=subject.dtype,
+        n_layers=subject.n_layers,
+        d_model=subject.d_model,
+        vocab=lens_vocabulary(subject),
+    )
+    settings: dict[str, Any] = {
+        "preset": preset,
+        "positions": positions,
+        "window": tuple(window),
+        "estimator": "ols",
+        "centering": "column",
+        "lens": lens,
+        "lens_positions": lens_positions,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "groups": groups,
+        "batch_size": batch_size,
+        "seed": seed,
+        "dtype": subject.dtype,
+        "vocabulary": model.vocab,
+        "text": encoder.facts(),
+        "reconstructed": "window, token position and gates are not published",
+    }
+    key = item_key(TRACE_VERSION, model.fingerprint, [(p.ids, p.positions, p.row) for p in traced], settings)
+    finished = None if shards is None else _finished(opened(shards) / "trace", key)
+    if finished is not None:
+        return replace(finished, model=model)
+    readings = read_prompts_of(
+        subject,
+        traced,
+        vocab=model.vocab,
+        temperature=temperature,
+        batch_size=batch_size,
+        shards=shards,
+        progress=progress,
+    )
+    nonfinite = _nonfinite(readings, traced)
+    check_invalid(file, max_invalid, more=[*invalid, *nonfinite])
+    trace = analyse(
+        model,
+        traced,
+        readings,
+        readings.finite,
+        settings | {"key": key},
+        {
+            "rows": file.n_rows,
+            "set_aside": len(file.invalid) + len(invalid),
+            "duplicate_prompts": n_duplicates,
+            "tokens": sum(len(prompt.ids) for prompt in traced),
+            "sampled_positions": sum(len(prompt.positions) - 1 for prompt in traced),
+        },
+        progress=None if progress is None else lambda done, n: progress(f"spectra of {model.name}", done, n),
+    )
+    if shards is not None:
+        trace.save(opened(shards) / "trace")
+    return trace
+
+
+def _check_settings(given: dict[str, Any]) -> None:
+    for name, value in ONLY.items():
+        if given[name] != value:
+            raise InputError(f"{name}={given[name]!r}: this version has {value!r} only")
+    window = given["window"]
+    if not (len(window) == 2 and 0 <= window[0] < window[1] <= 1):
+        raise InputError(f"window={window!r}: two shares of the ranks are expected, 0 <= first < last <= 1")
+    for name, least in (("lens_positions", 0), ("max_tokens", 1), ("groups", 2), ("batch_size", 1)):
+        if given[name] < least:
+            raise InputError(f"{name}={given[name]}: at least {least} is expected")
+    if not 0 < given["temperature"] < float("inf"):
+        raise InputError(f"temperature={given['temperature']}: a number above 0 is expected")
+
+
+def _nonfinite(readings: Readings, prompts: list[TracedPrompt]) -> list[Invalid]:
+    """Prompts with a NaN or infinity at the last token, each with its first layer."""
+    return [
+        Invalid(
+            row=prompts[i].row,
+            reason="nonfinite_row",
+            detail=f"NaN or infinity at the last token from layer {readings.first_nonfinite(i)} on",
+            name=prompts[i].prompt_id or "",
+        )
+        for i in np.flatnonzero(~readings.finite).tolist()
+    ]
+
+
+def _finished(folder: "os.PathLike[str]", key: str) -> SpinalTrace | None:
+    """The trace that a run with the same key left there; None where there is none, or another."""
+    if not os.path.exists(os.path.join(folder, "trace.json")):
+        return None
+    try:
+        trace = SpinalTrace.load(folder)
+    except InputError:
+        return None
+    return trace if trace.settings.get("key") == key else None

@@ -1,0 +1,322 @@
+"""How do contraction and transport differ between two models that read the same prompts? Aligned minus base, paired."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+
+from ..errors import InputError
+from ..probes.shards import item_key
+from .report import Estimate
+from .spinal_contrast import (
+    SpectraSide,
+    exponent_columns,
+    exponent_contrast,
+    smallest,
+    terminal_window,
+    transport_table,
+    windows,
+)
+from .spinal_controls import ALARM, HalvesControl, halves_control
+from .spinal_estimates import comparison_estimates
+from .spinal_lens import lens_between
+from .spinal_reading import Folder, opened, write_arrays
+from .spinal_trace import SpinalTrace, bootstrap_means, cluster_codes
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from ..probes.subject import Subject
+    from .report import SectionResult
+
+CONTROLS = ("halves",)
+LATER_CONTROLS = ("template", "noise", "sft", "shuffled")
+BLOCK = 64  # prompts whose read-outs are compared at a time
+SAME_SETTINGS = ("positions", "lens", "lens_positions", "temperature", "window", "groups", "seed", "max_tokens")
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SpinalComparison:
+    """Contrasts by layer, aligned minus base, with intervals from prompts, family tests, and the controls beside them.
+
+    Angles in radians, entropies in nats. `alarm`: one of two families (transport by the largest |t|, exponents by Holm)
+    has p < .025. It says that the models differ by more than the choice of prompts, not why.
+    """
+
+    base: SpinalTrace
+    aligned: SpinalTrace
+    names: tuple[str, str]  # as in the tables
+    layers: pd.DataFrame  # both traces' tables, a row a model and layer
+    steps: pd.DataFrame
+    local_slopes: pd.DataFrame
+    contrast: pd.DataFrame  # d_alpha, d_entropy, base_distance, a row a layer
+    transport: pd.DataFrame  # d_angle, a row a step 1..L-1
+    base_distance: Float[np.ndarray, "layers N"] | None
+    window: tuple[int, int] | None  # terminal blocks, first and last
+    estimates: dict[str, Estimate]
+    controls: dict[str, HalvesControl]
+    identical: bool  # equal fingerprints
+    settings: dict[str, Any]
+    warnings: tuple[str, ...]
+
+    @property
+    def alpha(self) -> pd.DataFrame:
+        """The contrast of exponents by layer."""
+        return self.contrast.filter(regex="^(layer|d_alpha.*)$")
+
+    @property
+    def alarm(self) -> bool:
+        """A family of tests says that the two models differ."""
+        values = [self.estimates[name].value for name in ("transport_p", "alpha_p")]
+        return any(value is not None and value < ALARM for value in values)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The contrasts, a row a layer."""
+        return self.contrast.copy()
+
+    def section(self) -> "SectionResult":
+        """The report's section "spinal"."""
+        from .spinal_section import comparison_section
+
+        return comparison_section(self)
+
+    def summary(self) -> str:
+        """One to three sentences that a non-author can quote."""
+        return self.section().section.summary
+
+    def figure(self) -> "dict[str, go.Figure]":
+        """The figures of this section by name."""
+        from ..dashboards.figures import spinal_figures
+
+        result = self.section()
+        return spinal_figures(result.tables, result.section.estimates)
+
+
+def compare_spinal(
+    base: SpinalTrace,
+    aligned: SpinalTrace,
+    *,
+    terminal: str | tuple[int, int] | list[int] = "last_third",
+    subjects: "tuple[Subject, Subject] | None" = None,
+    controls: Sequence[str] = CONTROLS,
+    seed: int = 0,
+    shards: Folder | None = None,
+    progress: Progress | None = None,
+) -> SpinalComparison:
+    """Compare two traces of the same prompts.
+
+    terminal: blocks that the aggregates run over: "last_third", "last_<k>" or (first, last).
+    subjects: the two models themselves, for the same-layer distance of their read-outs; without: null, with a reason.
+    controls: "halves" (the base against itself on two disjoint halves of the prompts).
+    shards: folder where the distance is kept once it is there. progress: called as progress(stage, done, total).
+    Raises InputError, naming both values, where prompts, depth, dtype or settings of the traces differ; where only
+    width or token ids differ there is no contrast of exponents, and the reason says so. Source: spinal.md 5, 6, 8.
+    """
+    _check_controls(controls)
+    warnings = _require_comparable(base, aligned)
+    identical = base.model.fingerprint == aligned.model.fingerprint and base.token_hash == aligned.token_hash
+    if identical:  # not two passes that differ by round-off, which a paired test would find
+        aligned = replace(base, model=aligned.model)
+        warnings.append("identical weights: every contrast is 0 by construction")
+    kept = base.kept & aligned.kept
+    if not kept.any():
+        raise InputError("no prompt has finite rows in both models; run `alignscope doctor` on them")
+    base, aligned = (trace if (trace.kept == kept).all() else trace.restricted(kept) for trace in (base, aligned))
+    window, no_window = _window(terminal, base.model.n_layers)
+    clusters = cluster_codes([prompt for prompt, keep in zip(base.prompts, kept, strict=True) if keep])
+
+    no_exponents = _why_no_exponents(base, aligned)
+    exponents = {
+        name: exponent_contrast(_side(base, no_exponents), _side(aligned, no_exponents), ranks)
+        for name, ranks in windows(base.settings["window"]).items()
+    }
+    distance, no_distance = _base_distance(base, aligned, subjects, identical, warnings, shards, progress)
+    used = [trace.readings.take(np.flatnonzero(kept)) for trace in (base, aligned)]
+    contrast = pd.DataFrame({"layer": np.arange(base.model.n_layers + 1), **exponent_columns(exponents)})
+    transport = transport_table(used[0].angle, used[1].angle, clusters, seed)
+    for table, name, values in (
+        (contrast, "d_entropy", used[1].entropy - used[0].entropy),
+        (contrast, "base_distance", np.full_like(used[0].entropy, np.nan) if distance is None else distance),
+        (transport, "d_angle_sampled", (used[1].angle_sampled - used[0].angle_sampled)[1:]),
+    ):
+        for suffix, column in zip(("", "_low", "_high"), bootstrap_means(values, clusters, seed), strict=True):
+            table[name + suffix] = column
+    halves = {name: halves_control(base, window, seed=seed) for name in controls}
+    means = {
+        "d_transport_terminal": _over_steps(used[1].angle - used[0].angle, window),
+        "d_transport_terminal_sampled": _over_steps(used[1].angle_sampled - used[0].angle_sampled, window),
+        "d_entropy_terminal": _over_blocks(used[1].entropy - used[0].entropy, window),
+        "base_distance_terminal": None if distance is None else _over_blocks(distance, window),
+    }
+    families = {"transport_p": smallest(transport.p), "alpha_p": smallest(contrast.d_alpha_p)}
+    names = _names(base, aligned)
+    return SpinalComparison(
+        base=base,
+        aligned=aligned,
+        names=names,
+        layers=_both(base.layers, aligned.layers, names),
+        steps=_both(base.steps, aligned.steps, names),
+        local_slopes=_both(base.local_slopes, aligned.local_slopes, names),
+        contrast=contrast,
+        transport=transport,
+        base_distance=distance,
+        window=window,
+        estimates=comparison_estimates(
+            exponents=exponents,
+            means=means,
+            families=families,
+            halves=halves.get("halves"),
+            window=window,
+            clusters=clusters,
+            seed=seed,
+            reasons={"window": no_window, "alpha": no_exponents, "distance": no_distance},
+        ),
+        controls=halves,
+        identical=identical,
+        settings={
+            **base.settings,
+            "terminal": terminal if isinstance(terminal, str) else list(terminal),
+            "terminal_blocks": None if window is None else list(window),
+            "controls": list(controls),
+            "alarm_p": ALARM,
+            "seed": seed,
+        },
+        warnings=tuple(dict.fromkeys([*warnings, *base.warnings, *aligned.warnings])),
+    )
+
+
+def _check_controls(controls: Sequence[str]) -> None:
+    if isinstance(controls, str):
+        raise InputError(f"controls={controls!r}: a list is expected, as ('halves',)")
+    for name in controls:
+        if name in LATER_CONTROLS:
+            raise InputError(f"controls: {name!r} is not in this version; it has: {', '.join(CONTROLS)}")
+        if name not in CONTROLS:
+            raise InputError(f"controls: {name!r} is unknown; this version has: {', '.join(CONTROLS)}")
+
+
+def _require_comparable(base: SpinalTrace, aligned: SpinalTrace) -> list[str]:
+    """The identical-N rule: raises InputError naming both values; returns what is allowed but must be said."""
+    pairs: list[tuple[str, Any, Any]] = [("blocks", base.model.n_layers, aligned.model.n_layers)]
+    pairs.append(("prompts", len(base.prompts), len(aligned.prompts)))
+    pairs.append(("dtype", base.model.dtype, aligned.model.dtype))
+    pairs += [(name, base.settings.get(name), aligned.settings.get(name)) for name in SAME_SETTINGS]
+    for what, first, second in pairs:
+        if first != second:
+            raise InputError(
+                f"the traces cannot be compared: {what} {first} in {base.model.name}, {second} in "
+                f"{aligned.model.name}; trace both models with the same prompts and settings"
+            )
+    if base.token_hash == aligned.token_hash:
+        return []
+    if base.text_hash != aligned.text_hash:
+        raise InputError(
+            f"the traces cannot be compared: {base.model.name} and {aligned.model.name} read different prompts "
+            f"(hash {base.text_hash[:12]} and {aligned.text_hash[:12]}); trace both on one file"
+        )
+    return ["the models read the same texts as different token ids: no contrast of exponents, no same-layer distance"]
+
+
+def _why_no_exponents(base: SpinalTrace, aligned: SpinalTrace) -> str | None:
+    if base.token_hash != aligned.token_hash:
+        return f"different token ids (hash {base.token_hash[:12]} and {aligned.token_hash[:12]})"
+    if base.model.d_model != aligned.model.d_model:
+        return f"different widths ({base.model.d_model} and {aligned.model.d_model}): exponents move with N / d"
+    return None
+
+
+def _side(trace: SpinalTrace, refused: str | None) -> SpectraSide:
+    fitted = trace.layers.alpha.notna().to_numpy()
+    return SpectraSide(
+        spectra=trace.spectra,
+        jackknife=trace.jackknife_spectra,
+        n_ranks=trace.layers.n_ranks.to_numpy(),
+        fitted=np.zeros_like(fitted) if refused else fitted,
+    )
+
+
+def _window(terminal: str | tuple[int, int] | list[int], n_layers: int) -> tuple[tuple[int, int] | None, str | None]:
+    """The terminal blocks; None, with the reason, for a model of fewer than 3 blocks under the default."""
+    if terminal == "last_third" and n_layers < 3:
+        return None, f"{n_layers} blocks: the last third needs 3"
+    return terminal_window(terminal, n_layers), None
+
+
+def _base_distance(
+    base: SpinalTrace,
+    aligned: SpinalTrace,
+    subjects: "tuple[Subject, Subject] | None",
+    identical: bool,
+    warnings: list[str],
+    shards: Folder | None,
+    progress: Progress | None,
+) -> tuple[Float[np.ndarray, "layers N"] | None, str | None]:
+    """Angle between both models' read-outs of the last token, a layer and kept prompt; or why there is none."""
+    kept = np.flatnonzero(base.kept)
+    if identical:
+        return np.zeros((base.model.n_layers + 1, len(kept))), None
+    if subjects is None:
+        return None, "models not given"
+    for subject, trace in zip(subjects, (base, aligned), strict=True):
+        if subject.fingerprint != trace.model.fingerprint:
+            raise InputError(
+                f"subjects: {subject.name} ({subject.fingerprint[:12]}) is not the model that was traced as "
+                f"{trace.model.name} ({trace.model.fingerprint[:12]}); the order is (base, aligned)"
+            )
+    if base.token_hash != aligned.token_hash:
+        return None, "different token ids: the read-outs are over different vocabularies"
+    vocab = min(base.model.vocab, aligned.model.vocab)
+    if base.model.vocab != aligned.model.vocab:
+        warnings.append(
+            f"the vocabularies have {base.model.vocab} and {aligned.model.vocab} entries: same-layer distances are "
+            f"over the first {vocab}, renormalised"
+        )
+    key = item_key(base.model.fingerprint, aligned.model.fingerprint, base.token_hash, vocab, kept.tolist())
+    path = None if shards is None else opened(shards) / f"base_distance_{key[:16]}.npz"
+    if path is not None and path.exists():
+        with np.load(path, allow_pickle=False) as file:
+            return file["distance"], None
+    blocks = [kept[i : i + BLOCK] for i in range(0, len(kept), BLOCK)]
+    parts = []
+    for done, block in enumerate(blocks):
+        rows = [torch.from_numpy(trace.readings.rows[:, block]) for trace in (base, aligned)]
+        parts.append(
+            lens_between(
+                subjects[0], subjects[1], rows[0], rows[1], vocab=vocab, temperature=base.settings["temperature"]
+            )
+        )
+        if progress is not None:
+            progress("same-layer distance", sum(map(len, blocks[: done + 1])), len(kept))
+    distance = np.concatenate(parts, 1)
+    if path is not None:
+        write_arrays(path, {"distance": distance})
+    return distance, None
+
+
+def _over_steps(values: Float[np.ndarray, "steps N"], window: tuple[int, int] | None) -> Float[np.ndarray, "N"] | None:
+    """Mean over the steps with both ends in the window, a prompt."""
+    if window is None or window[1] == window[0]:
+        return None
+    return values[window[0] : window[1]].mean(0)
+
+
+def _over_blocks(
+    values: Float[np.ndarray, "layers N"], window: tuple[int, int] | None
+) -> Float[np.ndarray, "N"] | None:
+    return None if window is None else values[window[0] : window[1] + 1].mean(0)
+
+
+def _names(base: SpinalTrace, aligned: SpinalTrace) -> tuple[str, str]:
+    if base.model.name != aligned.model.name:
+        return base.model.name, aligned.model.name
+    return f"{base.model.name} (base)", f"{aligned.model.name} (aligned)"
+
+
+def _both(base: pd.DataFrame, aligned: pd.DataFrame, names: tuple[str, str]) -> pd.DataFrame:
+    frames = [table.assign(model=name) for table, name in zip((base, aligned), names, strict=True)]
+    return pd.concat(frames, ignore_index=True)

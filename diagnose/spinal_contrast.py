@@ -1,0 +1,174 @@
+"""Is a difference between two models, layer by layer, more than the choice of prompts explains?
+
+Paired: both models read the same prompts. Arrays in, tables out; knows no model and assumes no sign.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+from scipy import stats
+
+from ..errors import InputError
+from .spinal_gates import PAPER, WIDE, Window, exponents_at, window_ranks
+from .spinal_trace import bootstrap_means, jackknife_se, student
+from .statistics import holm, sign_flip_max_t
+
+FLIPS = 9_999
+MIN_WINDOW = 3  # blocks
+SUFFIXES = ("", "_low", "_high")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SpectraSide:
+    """The spectra of one side of a comparison."""
+
+    spectra: Float[np.ndarray, "layers k"]  # padded with 0
+    jackknife: Float[np.ndarray, "G layers k"]
+    n_ranks: Int[np.ndarray, "layers"]
+    fitted: Bool[np.ndarray, "layers"]  # the layer has an exponent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ExponentContrast:
+    """Differences of exponents at equal ranks (aligned minus base), with what an interval of any mean of them needs."""
+
+    value: Float[np.ndarray, "layers"]  # NaN where either model has none
+    groups: Float[np.ndarray, "G layers"]  # the same without each jackknife group
+
+    @property
+    def se(self) -> Float[np.ndarray, "layers"]:
+        return jackknife_se(self.groups)
+
+    def mean(self, layers: Int[np.ndarray, "k"]) -> tuple[float, float, float, int]:
+        """Mean over layers that have a value, the ends of its jackknife interval, and how many layers those are."""
+        some = layers[np.isfinite(self.value[layers])]
+        if not len(some):
+            return math.nan, math.nan, math.nan, 0
+        value = float(self.value[some].mean())
+        reach = float(jackknife_se(self.groups[:, some].mean(1))) * student(len(self.groups))
+        return value, value - reach, value + reach, len(some)
+
+
+def terminal_window(terminal: str | tuple[int, int] | list[int], n_layers: int) -> tuple[int, int]:
+    """First and last block, 1..L, of "last_third" (the last max(3, ceil(L/3))), "last_<k>", or (first, last).
+
+    Raises InputError where the model has fewer blocks than the window needs.
+    """
+    if isinstance(terminal, str):
+        if terminal == "last_third":
+            size = max(MIN_WINDOW, math.ceil(n_layers / 3))
+        elif terminal.startswith("last_") and terminal[5:].isdecimal():
+            size = int(terminal[5:])
+        else:
+            raise InputError(f"terminal={terminal!r}: expected last_third, last_<k> (as last_10), or (first, last)")
+        first, last = n_layers - size + 1, n_layers
+    else:
+        first, last = (int(end) for end in terminal)
+    if not 1 <= first <= last <= n_layers:
+        raise InputError(f"terminal={terminal!r}: blocks {first} to {last} of a model with blocks 1 to {n_layers}")
+    return first, last
+
+
+def exponents_of_both(
+    base: SpectraSide, aligned: SpectraSide, window: Window
+) -> tuple[tuple[Float[np.ndarray, "layers"], ...], tuple[Float[np.ndarray, "G layers"], ...]]:
+    """Exponents and delete-group exponents of both sides at equal ranks: those that the smaller r gives the window."""
+    shape = base.jackknife.shape[:2]
+    values = tuple(np.full(shape[1], np.nan) for _ in range(2))
+    groups = tuple(np.full((len(side.jackknife), shape[1]), np.nan) for side in (base, aligned))
+    for layer in np.flatnonzero(base.fitted & aligned.fitted):
+        first, last = window_ranks(int(min(base.n_ranks[layer], aligned.n_ranks[layer])), window)
+        for side, value, group in zip((base, aligned), values, groups, strict=True):
+            value[layer] = exponents_at(side.spectra[layer], first, last)
+            group[:, layer] = exponents_at(side.jackknife[:, layer], first, last)
+    return values, groups
+
+
+def exponent_contrast(base: SpectraSide, aligned: SpectraSide, window: Window) -> ExponentContrast:
+    """Paired differences, aligned minus base; both sides used the same jackknife groups."""
+    values, groups = exponents_of_both(base, aligned, window)
+    return ExponentContrast(value=values[1] - values[0], groups=groups[1] - groups[0])
+
+
+def exponent_columns(contrasts: dict[str, ExponentContrast]) -> dict[str, Float[np.ndarray, "layers"]]:
+    """d_alpha (of the window ""), with Holm-adjusted p over the blocks, and d_alpha_<window>, with intervals."""
+    columns: dict[str, Float[np.ndarray, "layers"]] = {}
+    for name, contrast in contrasts.items():
+        key = f"d_alpha{name}"
+        reach = contrast.se * student(len(contrast.groups))
+        columns |= {key: contrast.value, f"{key}_low": contrast.value - reach, f"{key}_high": contrast.value + reach}
+    plain = contrasts[""]
+    freedom = np.full(len(plain.value), len(plain.groups) - 1.0)
+    columns["d_alpha_p"] = student_p(plain.value, plain.se, freedom)
+    return columns
+
+
+def windows(window: Window) -> dict[str, Window]:
+    """The chosen window and the two always printed beside it: a change of window can flip a sign."""
+    return {"": window, "_wide": WIDE, "_paper": PAPER}
+
+
+def student_p(
+    value: Float[np.ndarray, "layers"], se: Float[np.ndarray, "layers"], freedom: Float[np.ndarray, "layers"]
+) -> Float[np.ndarray, "layers"]:
+    """Two-sided t, Holm-adjusted over the blocks (layer 0 is no member); 1 where nothing differs at all."""
+    p = np.full(len(value), np.nan)
+    for layer in range(1, len(value)):
+        if not (math.isfinite(value[layer]) and math.isfinite(se[layer])):
+            continue
+        if se[layer] == 0:
+            p[layer] = 1.0 if value[layer] == 0 else 0.0
+        else:
+            p[layer] = 2 * stats.t.sf(abs(value[layer]) / se[layer], freedom[layer])
+    tested = np.isfinite(p)
+    if tested.any():
+        p[tested] = np.asarray(holm(p[tested]))
+    return p
+
+
+def transport_table(
+    base: Float[np.ndarray, "steps N"],
+    aligned: Float[np.ndarray, "steps N"],
+    clusters: Int[np.ndarray, "N"],
+    seed: int,
+) -> pd.DataFrame:
+    """Steps 1..L-1: mean difference of angles, its interval, t, and p of the largest |t| (whole prompts flipped)."""
+    difference = aligned[1:] - base[1:]
+    table = pd.DataFrame({"layer": np.arange(1, len(base))})
+    for suffix, column in zip(SUFFIXES, bootstrap_means(difference, clusters, seed), strict=True):
+        table["d_angle" + suffix] = column
+    table["p"], table["t"] = flipped(difference, clusters, seed)
+    return table
+
+
+def flipped(
+    difference: Float[np.ndarray, "K N"], clusters: Int[np.ndarray, "N"], seed: int
+) -> tuple[Float[np.ndarray, "K"], Float[np.ndarray, "K"]]:
+    """p, adjusted for all rows, and t of a paired sign-flip test; p 1 and t 0 for a row that is 0 throughout."""
+    means = by_cluster(difference, clusters)
+    p, t = np.ones(len(difference)), np.zeros(len(difference))
+    if len(means) < 2:
+        return np.full_like(p, np.nan), np.full_like(t, np.nan)
+    some = (means != 0).any(0)
+    if some.any():
+        found_t, found_p = sign_flip_max_t(means[:, some], flips=FLIPS, seed=seed)
+        p[some], t[some] = found_p, found_t
+    return p, t
+
+
+def by_cluster(values: Float[np.ndarray, "K N"], clusters: Int[np.ndarray, "N"]) -> Float[np.ndarray, "C K"]:
+    """Mean of every cluster, a row a cluster."""
+    codes = np.unique(clusters, return_inverse=True)[1]
+    member = np.zeros((codes.max(initial=-1) + 1, len(codes)))
+    member[codes, np.arange(len(codes))] = 1.0
+    return (member @ values.T) / member.sum(1, keepdims=True)
+
+
+def smallest(p: Float[np.ndarray, "K"] | pd.Series) -> float:
+    """The family's p: the smallest adjusted one; NaN where nothing was tested."""
+    finite = np.asarray(p, dtype=float)
+    finite = finite[np.isfinite(finite)]
+    return float(finite.min()) if len(finite) else math.nan

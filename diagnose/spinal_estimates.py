@@ -1,0 +1,228 @@
+"""Headline numbers of SPINAL as `Estimate`s: value, interval, n, method, and the reason where one is missing."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from .report import Estimate, finite
+from .spinal_contrast import FLIPS, ExponentContrast
+from .spinal_controls import PERMUTATIONS, HalvesControl
+from .spinal_trace import DRAWS, SAMPLING_ONLY, SpinalTrace, bootstrap_means, cluster_codes, jackknife_se, student
+
+BOOTSTRAP = f"paired cluster bootstrap over prompts, {DRAWS} draws, percentile"
+FEW_CLUSTERS = "fewer than 20 prompts: no interval"
+LABELS = {
+    "d_transport_terminal": "transport a step over the last blocks, aligned minus base",
+    "d_transport_terminal_sampled": "the same at sampled positions inside the prompts",
+    "d_entropy_terminal": "entropy of the read-out over the last blocks, aligned minus base",
+    "base_distance_terminal": "distance between both models' read-outs, same layer, over the last blocks",
+}
+
+
+def estimate(
+    label: str,
+    value: float,
+    low: float = math.nan,
+    high: float = math.nan,
+    *,
+    n: int,
+    n_clusters: int,
+    unit: str,
+    method: str,
+    reason: str | None = None,
+    null_value: float | None = None,
+) -> Estimate:
+    """An `Estimate` from floats, NaN meaning null; `reason` is kept only where something is null."""
+    whole = all(math.isfinite(number) for number in (value, low, high))
+    return Estimate(
+        label=label,
+        value=finite(value),
+        low=finite(low),
+        high=finite(high),
+        n=n,
+        n_clusters=n_clusters,
+        unit=unit,
+        method=method,
+        reason=None if whole else reason or FEW_CLUSTERS,
+        null_value=null_value,
+    )
+
+
+def family_p(label: str, p: float, *, n: int, n_clusters: int, method: str, reason: str | None) -> Estimate:
+    """The p of a whole family of tests: a number without an interval."""
+    return Estimate(
+        label=label,
+        value=finite(p),
+        level=None,
+        n=n,
+        n_clusters=n_clusters,
+        unit="p",
+        method=method,
+        reason=None if math.isfinite(p) else reason or "nothing could be tested",
+    )
+
+
+def comparison_estimates(
+    *,
+    exponents: Mapping[str, ExponentContrast],
+    means: Mapping[str, Float[np.ndarray, "N"] | None],
+    families: Mapping[str, float],
+    halves: HalvesControl | None,
+    window: tuple[int, int] | None,
+    clusters: Int[np.ndarray, "N"],
+    seed: int,
+    reasons: Mapping[str, str | None],
+) -> dict[str, Estimate]:
+    """Aggregates over the terminal window, the two family p, and the same of the halves control."""
+    count = {"n": len(clusters), "n_clusters": len(np.unique(clusters))}
+    n_groups = len(exponents[""].groups)
+    jackknife = f"paired delete-group jackknife, {n_groups} groups, ranks fixed; {SAMPLING_ONLY}"
+    no_alpha = reasons["window"] or reasons["alpha"] or "no layer of the window has an exponent in both models"
+    no_interval = f"fewer prompts than jackknife groups, or {no_alpha}"
+    found = {}
+    for name, contrast in exponents.items():
+        blocks = np.array([], dtype=int) if window is None else np.arange(window[0], window[1] + 1)
+        value, low, high, layers = contrast.mean(blocks)
+        label = {"": "the window", "_wide": "ranks .05 r to .5 r", "_paper": "ranks .1 r to .9 r"}[name]
+        found[f"d_alpha_terminal{name}"] = estimate(
+            f"contraction over the last blocks, aligned minus base ({label})",
+            value,
+            low,
+            high,
+            **count,
+            unit="",
+            method=f"mean over {layers} layers; {jackknife}",
+            reason=no_interval if math.isfinite(value) else no_alpha,
+            null_value=0.0,
+        )
+    for name, values in means.items():
+        distance = name.startswith("base_distance")
+        missing = reasons["window"] or (reasons["distance"] if distance else None) or "no step inside the window"
+        value, low, high = math.nan, math.nan, math.nan
+        if values is not None:
+            value, low, high = (float(part[0]) for part in bootstrap_means(values[None], clusters, seed))
+        found[name] = estimate(
+            LABELS[name],
+            value,
+            low,
+            high,
+            **count,
+            unit="nats" if "entropy" in name else "rad",
+            method=BOOTSTRAP,
+            reason=FEW_CLUSTERS if math.isfinite(value) else missing,
+            null_value=None if distance else 0.0,
+        )
+    found["transport_p"] = family_p(
+        "do the models differ in transport at all? p of the family of steps",
+        families["transport_p"],
+        **count,
+        method=f"sign flip of whole prompts, largest |t| over steps 1 to L-1, {FLIPS} flips",
+        reason="fewer than 2 prompts",
+    )
+    found["alpha_p"] = family_p(
+        "do the models differ in contraction at all? p of the family of layers",
+        families["alpha_p"],
+        **count,
+        method=f"t of a {jackknife}; smallest Holm-adjusted p over layers 1 to L",
+        reason=reasons["alpha"] or "no layer has an exponent and its standard error in both models",
+    )
+    return found | (_halves_estimates(halves, count, window, reasons["window"]) if halves else {})
+
+
+def _halves_estimates(
+    halves: HalvesControl, count: Mapping[str, int], window: tuple[int, int] | None, no_window: str | None
+) -> dict[str, Estimate]:
+    sizes = f"{halves.n[0]} and {halves.n[1]} prompts"
+    no_alpha = no_window or f"no exponents on halves of {sizes}: 46 prompts a half and 16 groups needed"
+    return {
+        "null_d_alpha_terminal": estimate(
+            "control: contraction of the base, one half of the prompts minus the other",
+            *halves.d_alpha_terminal,
+            **count,
+            unit="",
+            method=f"{sizes}; delete-group jackknife of each half, variances added; {SAMPLING_ONLY}",
+            reason=no_alpha,
+            null_value=0.0,
+        ),
+        "null_d_transport_terminal": estimate(
+            "control: transport of the base, one half of the prompts minus the other",
+            *halves.d_transport_terminal,
+            **count,
+            unit="rad",
+            method=f"{sizes}; each half resampled by itself, {DRAWS} draws, percentile",
+            reason=no_window or f"too few prompts in a half for an interval ({sizes})",
+            null_value=0.0,
+        ),
+        "null_transport_p": family_p(
+            "control: do the halves of the base differ in transport?",
+            halves.transport_p,
+            **count,
+            method=f"half labels of prompts permuted, largest |t| over steps, {PERMUTATIONS} permutations",
+            reason=f"too few prompts in a half ({sizes})",
+        ),
+        "null_alpha_p": family_p(
+            "control: do the halves of the base differ in contraction?",
+            halves.alpha_p,
+            **count,
+            method="t with jackknife variances added; smallest Holm-adjusted p over layers",
+            reason=no_alpha,
+        ),
+    }
+
+
+def trace_estimates(trace: SpinalTrace, window: tuple[int, int] | None, no_window: str | None) -> dict[str, Estimate]:
+    """One model: exponent and step over its last third, path length, entropy, share of exponents past the gates."""
+    used = trace.readings.take(np.flatnonzero(trace.kept))
+    clusters = cluster_codes([prompt for prompt, keep in zip(trace.prompts, trace.kept, strict=True) if keep])
+    count = {"n": len(clusters), "n_clusters": len(np.unique(clusters))}
+    seed, jackknife = trace.settings["seed"], trace.jackknife
+    alpha = trace.layers.alpha.to_numpy()
+    blocks = np.array([], dtype=int) if window is None else np.arange(window[0], window[1] + 1)
+    some = blocks[np.isfinite(alpha[blocks])]
+    value = float(alpha[some].mean()) if len(some) else math.nan
+    reach = float(jackknife_se(jackknife[:, some].mean(1))) * student(len(jackknife)) if len(some) else math.nan
+    found = {
+        "alpha_terminal": estimate(
+            "contraction (singular-value exponent) over the last blocks",
+            value,
+            value - reach,
+            value + reach,
+            **count,
+            unit="",
+            method=f"mean over {len(some)} layers; delete-group jackknife, {len(jackknife)} groups; {SAMPLING_ONLY}",
+            reason=no_window or "no layer of the window has an exponent (see the column `reason`)"
+            if math.isnan(value)
+            else "fewer prompts than jackknife groups",
+        )
+    }
+    inside = None if window is None or window[0] == window[1] else used.angle[window[0] : window[1]].mean(0)
+    path = used.angle[1:].sum(0) if len(used.angle) > 1 else None
+    for name, label, values, unit in (
+        ("angle_terminal", "transport a step over the last blocks", inside, "rad"),
+        ("path_length", "transport from block 1 to the last block, all steps added", path, "rad"),
+        ("entropy_final", "entropy of the model's own next-token distribution", used.entropy[-1], "nats"),
+    ):
+        numbers = [math.nan] * 3
+        if values is not None:
+            numbers = [float(part[0]) for part in bootstrap_means(values[None], clusters, seed)]
+        found[name] = estimate(
+            label,
+            *numbers,
+            **count,
+            unit=unit,
+            method=f"last token; {BOOTSTRAP.removeprefix('paired ')}",
+            reason=(no_window or "no step inside the window") if values is None else FEW_CLUSTERS,
+        )
+    fitted = trace.layers[trace.layers.alpha.notna()]
+    found["gates_passed"] = Estimate(
+        label="share of the layers' exponents that pass every gate",
+        value=float(fitted.gates_passed.mean()) if len(fitted) else None,
+        level=None,
+        n=len(fitted),
+        unit="share",
+        method="exact",
+        reason=None if len(fitted) else "no layer has an exponent",
+    )
+    return found

@@ -1,0 +1,214 @@
+"""When can an exponent be trusted? One layer's power-law fit with every figure that may speak against it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from ..probes.kernels import (
+    PowerLawFit,
+    fit_power_law,
+    participation_ratio,
+    rankme,
+    spectral_entropy_rank,
+    stable_rank,
+)
+
+Window = tuple[float, float]
+Spectrum = Float[np.ndarray, "_"]  # of any length: the spectra of half samples are shorter
+
+MIN_ROWS = 46  # with fewer rows, or columns under 45, the default window holds fewer than 8 ranks
+WIDE, PAPER = (0.05, 0.5), (0.1, 0.9)  # the other windows, always printed beside the chosen one
+MIN_POINTS, MIN_R_SQUARED, MAX_CURVATURE, MAX_HALF, MAX_JITTER = 20, 0.98, 0.15, 0.05, 0.05
+JITTER = 0.25  # each end of the window moves by this share
+RANK_MEASURES = ("rankme", "spectral_entropy_rank", "participation_ratio", "stable_rank")
+SLOPE_REACH = math.sqrt(2.0)  # a local slope at rank k is fitted over k / reach .. k * reach
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFit:
+    """An exponent (of singular values against rank) and its gates. NaN where a figure could not be had."""
+
+    alpha: float
+    alpha_wls: float  # weights 1/k
+    alpha_wide: float  # ranks .05 r .. .5 r
+    alpha_paper: float  # ranks .1 r .. .9 r: biased by N / d (a window's name, not a publication's number)
+    n_ranks: int
+    n_points: int
+    first_rank: int
+    last_rank: int
+    r_squared: float
+    curvature: float  # coefficient of (log k)^2
+    alpha_head: float  # slopes of the two halves of the window, split at floor(sqrt(first last))
+    alpha_tail: float
+    half_sample_ratio: float  # mean alpha(N/2) over draws / alpha(N); window recomputed
+    half_sample_sd: float  # of one draw, relative
+    jitter: float  # largest relative change of alpha when an end of the window moves by a quarter
+    floor_ratio: float  # smallest variance in the window / rounding floor of the storage dtype
+    failed: tuple[str, ...]  # gates that failed
+    reason: str | None  # why there is no alpha, or which gates failed, with their figures
+
+    @property
+    def gates_passed(self) -> bool:
+        """Every gate passed; False also where there is no alpha."""
+        return math.isfinite(self.alpha) and not self.failed
+
+
+def fit_layer(
+    sigma: Spectrum,
+    *,
+    n: int,
+    width: int,
+    window: Window,
+    halves: Sequence[Spectrum] = (),
+    floor: float = 0.0,
+    deflated: bool = False,
+) -> LayerFit:
+    """Fit and gates of one layer's singular values (n rows of `width` columns).
+
+    floor: variance added by storage (spinal_spectra.rounding_floor). deflated: drop ranks under it, as for bf16.
+    Thresholds: spinal.md 5.
+    """
+    variances = sigma**2 / max(n, 1)
+    if deflated:
+        sigma = sigma[variances >= floor]
+    fit = fit_power_law(sigma, window=window)
+    if len(sigma) == 0 or fit.n_ranks == 0:
+        return _without(fit, f"all {n} rows are the same: every prompt gives this layer the same input")
+    if n < MIN_ROWS or width < MIN_ROWS - 1:
+        return _without(fit, f"too few modes: {n} prompts of width {width}; {MIN_ROWS} prompts of width 45 needed")
+    if fit.exponent is None:
+        return _without(fit, fit.reason or "no fit")
+    alpha, (head, tail) = fit.exponent, fit.half_exponents or (math.nan, math.nan)
+    halved = np.array([_exponent(fit_power_law(half, window=window)) for half in halves])
+    half_ratio = _over(float(halved.mean()), alpha) if len(halved) else math.nan
+    moved = [_exponent(fit_power_law(sigma, window=ranks)) for ranks in jittered(fit.first_rank, fit.last_rank)]
+    jitter = max((abs(_over(other, alpha) - 1) for other in moved), default=math.nan, key=_nan_first)
+    floor_ratio = float(sigma[fit.last_rank - 1] ** 2 / n / floor) if floor > 0 else math.nan
+    r_squared = math.nan if fit.r_squared is None else fit.r_squared
+    bend = abs(_over(head, alpha) - _over(tail, alpha))
+    figures = {
+        "points": (fit.n_points >= MIN_POINTS, f"{fit.n_points} points, {MIN_POINTS} wanted"),
+        "r_squared": (r_squared >= MIN_R_SQUARED, f"R^2 {r_squared:.3f} < {MIN_R_SQUARED}"),
+        "curvature": (bend < MAX_CURVATURE, f"the halves of the window differ by {bend:.0%} of alpha"),
+        "half_sample": (abs(half_ratio - 1) < MAX_HALF, _half_sentence(half_ratio)),
+        "jitter": (jitter < MAX_JITTER, f"moving an end of the window changes alpha by {jitter:.1%}"),
+        "floor": (not floor_ratio < 1, f"the window reaches under the rounding floor ({floor_ratio:.2g} of it)"),
+    }
+    if not len(halves):  # a spectrum alone: nobody could draw half of its rows
+        del figures["half_sample"]
+    failed = tuple(name for name, (passed, _) in figures.items() if not passed)
+    return LayerFit(
+        alpha=alpha,
+        alpha_wls=_exponent(fit_power_law(sigma, window=window, estimator="wls")),
+        alpha_wide=_exponent(fit_power_law(sigma, window=WIDE)),
+        alpha_paper=_exponent(fit_power_law(sigma, window=PAPER)),
+        n_ranks=fit.n_ranks,
+        n_points=fit.n_points,
+        first_rank=fit.first_rank,
+        last_rank=fit.last_rank,
+        r_squared=r_squared,
+        curvature=math.nan if fit.curvature is None else fit.curvature,
+        alpha_head=head,
+        alpha_tail=tail,
+        half_sample_ratio=half_ratio,
+        half_sample_sd=_over(float(halved.std(ddof=1)), alpha) if len(halved) > 1 else math.nan,
+        jitter=jitter,
+        floor_ratio=floor_ratio,
+        failed=failed,
+        reason="; ".join(figures[name][1] for name in failed) or None,
+    )
+
+
+def jittered(first: int, last: int) -> list[tuple[int, int]]:
+    """The window with each end in turn moved a quarter down and up; an end that is past the spectrum is cut there."""
+    low = [(max(1, round(first * (1 + sign * JITTER))), last) for sign in (-1, 1)]
+    return low + [(first, max(first, round(last * (1 + sign * JITTER)))) for sign in (-1, 1)]
+
+
+def window_ranks(r: int, window: Window) -> tuple[int, int]:
+    """First and last rank of a window of fractions of r: max(2, ceil(f r))..floor(g r), as `fit_power_law` takes it."""
+    return max(2, math.ceil(round(window[0] * r, 9))), math.floor(round(window[1] * r, 9))
+
+
+def exponents_at(spectra: Float[np.ndarray, "*batch k"], first: int, last: int) -> Float[np.ndarray, "*batch"]:
+    """OLS exponents of many spectra at the same ranks first..last; NaN where one of these singular values is 0."""
+    if last - first < 1 or last > spectra.shape[-1]:
+        return np.full(spectra.shape[:-1], np.nan)
+    x = np.log(np.arange(first, last + 1))
+    x = x - x.mean()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        y = np.log(spectra[..., first - 1 : last])
+        slopes = -(y @ x) / (x @ x)
+    return np.where(np.isfinite(slopes), slopes, np.nan)
+
+
+def rank_measures(spectra: Float[np.ndarray, "*batch k"]) -> dict[str, Float[np.ndarray, "*batch"]]:
+    """The four rank measures of every spectrum; NaN for a spectrum of zeros or without values."""
+    if spectra.shape[-1] == 0:
+        return {name: np.full(spectra.shape[:-1], np.nan) for name in RANK_MEASURES}
+    measures = (rankme, spectral_entropy_rank, participation_ratio, stable_rank)
+    sigma = torch.from_numpy(np.ascontiguousarray(spectra))
+    return {name: measure(sigma).numpy() for name, measure in zip(RANK_MEASURES, measures, strict=True)}
+
+
+def slope_ranks(r: int) -> list[int]:
+    """Ranks where a local slope is published: four an octave, those whose reach lies inside 1..r."""
+    grid = sorted({round(2 ** (step / 4)) for step in range(4, 4 * max(1, r).bit_length() + 4)})
+    return [k for k in grid if round(k / SLOPE_REACH) >= 1 and round(k * SLOPE_REACH) <= r]
+
+
+def local_slopes(sigma: Spectrum) -> list[tuple[int, float]]:
+    """alpha(k): the exponent over ranks k / sqrt 2 .. k sqrt 2, for k on a grid; one power law would be flat."""
+    r = int((sigma >= 1e-6 * sigma[0]).sum()) if len(sigma) else 0
+    pairs = [(k, exponents_at(sigma, round(k / SLOPE_REACH), round(k * SLOPE_REACH))) for k in slope_ranks(r)]
+    return [(k, float(slope)) for k, slope in pairs]
+
+
+def _without(fit: PowerLawFit, reason: str) -> LayerFit:
+    nan = math.nan
+    figures = (
+        "alpha",
+        "alpha_wls",
+        "alpha_wide",
+        "alpha_paper",
+        "r_squared",
+        "curvature",
+        "alpha_head",
+        "alpha_tail",
+        "half_sample_ratio",
+        "half_sample_sd",
+        "jitter",
+        "floor_ratio",
+    )
+    return LayerFit(
+        **dict.fromkeys(figures, nan),
+        n_ranks=fit.n_ranks,
+        n_points=fit.n_points,
+        first_rank=fit.first_rank,
+        last_rank=fit.last_rank,
+        failed=(),
+        reason=reason,
+    )
+
+
+def _half_sentence(ratio: float) -> str:
+    if math.isfinite(ratio):
+        return f"half the prompts change alpha by {ratio - 1:+.1%}"
+    return f"no half-sample exponent: {2 * MIN_ROWS} prompts needed"
+
+
+def _exponent(fit: PowerLawFit) -> float:
+    return math.nan if fit.exponent is None else fit.exponent
+
+
+def _over(value: float, alpha: float) -> float:
+    """value / alpha; NaN for a flat spectrum, where no relative figure exists."""
+    return value / alpha if abs(alpha) > 1e-9 else math.nan
+
+
+def _nan_first(value: float) -> float:
+    return math.inf if math.isnan(value) else value

@@ -1,0 +1,116 @@
+"""What do residual rows read out to? Through the fused kernel where the head is simple, else the model's modules."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..probes.kernels import lens_distance, lens_transport
+from ..probes.kernels.eager import exact_products, tile_state
+from ..probes.kernels.lens_state import LensReading, Pairs, finish
+from ..probes.vocabulary import real_vocabulary
+
+if TYPE_CHECKING:
+    from ..probes.subject import Head, Subject
+
+BLOCK = 64  # places normed at a time
+TILE_BYTES = 64 * 2**20  # logits held by the fallback
+
+Rows = Float[Tensor, "layers places d"]
+Angles = Float[np.ndarray, "steps places"]
+
+
+def lens_vocabulary(subject: "Subject") -> int:
+    """Entries of the head that belong to a token: the padding of the embedding matrix is left out of every softmax."""
+    head = subject.head()
+    rows = subject.vocab_size if head is None else head.vocab
+    if subject.fingerprints.tokenizer is None:
+        return rows
+    return min(rows, max(2, real_vocabulary(subject.tokenizer)))
+
+
+@torch.no_grad()
+def lens_steps(
+    subject: "Subject", rows: Rows, *, vocab: int, temperature: float = 1.0
+) -> tuple[Angles, Float[np.ndarray, "layers places"]]:
+    """Fisher-Rao angle of every step between layers, radians in [0, pi], and the entropy of every layer, nats."""
+    head = subject.head()
+    angles, entropies = [], []
+    pairs = [(layer, layer + 1) for layer in range(len(rows) - 1)]
+    for block in rows.to(subject.device).split(BLOCK if head else _places(len(rows), vocab), dim=1):
+        if head is None:
+            reading = _compare(subject.readout(block)[..., :vocab] / temperature, pairs)
+            angle, entropy = reading.angle, reading.entropy
+        else:
+            lens = lens_transport(
+                head.norm(block),
+                head.weight,
+                bias=head.bias,
+                softcap=head.softcap,
+                scale=head.scale,
+                temperature=temperature,
+                vocab=vocab,
+            )
+            angle, entropy = lens.angle, lens.entropy
+        angles.append(angle.double().cpu())
+        entropies.append(entropy.double().cpu())
+    return torch.cat(angles, 1).numpy(), torch.cat(entropies, 1).numpy()
+
+
+@torch.no_grad()
+def lens_between(
+    base: "Subject",
+    aligned: "Subject",
+    base_rows: Rows,
+    aligned_rows: Float[Tensor, "layers places d_aligned"],
+    *,
+    vocab: int,
+    temperature: float = 1.0,
+) -> Float[np.ndarray, "layers places"]:
+    """2 arccos sum sqrt(p q) of two models' read-outs of the same places, each through its own tail and head; rad."""
+    heads = base.head(), aligned.head()
+    simple = heads[0] is not None and heads[1] is not None and heads[0].weight.device == heads[1].weight.device
+    size = BLOCK if simple else _places(2 * len(base_rows), vocab)
+    angles = []
+    for start in range(0, base_rows.shape[1], size):
+        a = base_rows[:, start : start + size].to(base.device)
+        b = aligned_rows[:, start : start + size].to(aligned.device)
+        if heads[0] is not None and heads[1] is not None and simple:
+            angle = _kernel_distance(heads[0], heads[1], a, b, vocab, temperature)
+        else:
+            first = base.readout(a)[..., :vocab]
+            second = aligned.readout(b)[..., :vocab].to(first.device)
+            pairs = [(layer, len(a) + layer) for layer in range(len(a))]
+            angle = _compare(torch.cat([first, second]) / temperature, pairs).angle
+        angles.append(angle.double().cpu())
+    return torch.cat(angles, 1).numpy()
+
+
+def _kernel_distance(a: "Head", b: "Head", rows_a: Tensor, rows_b: Tensor, vocab: int, temperature: float) -> Tensor:
+    return lens_distance(
+        a.norm(rows_a),
+        a.weight,
+        b.norm(rows_b),
+        b.weight,
+        bias_a=a.bias,
+        bias_b=b.bias,
+        softcap_a=a.softcap,
+        softcap_b=b.softcap,
+        scale_a=a.scale,
+        scale_b=b.scale,
+        temperature=temperature,
+        vocab=vocab,
+    ).angle
+
+
+def _places(streams: int, vocab: int) -> int:
+    """As many places as `TILE_BYTES` of float32 logits hold, all streams together."""
+    return max(1, TILE_BYTES // (4 * streams * vocab))
+
+
+def _compare(logits: Float[Tensor, "streams places vocab"], pairs: Pairs) -> LensReading:
+    logits = logits.float().contiguous()
+    with exact_products(logits.device):
+        return finish(tile_state(logits.clone(), pairs), pairs)  # tile_state writes over its input

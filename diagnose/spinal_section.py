@@ -1,0 +1,246 @@
+"""What SPINAL says in words: the sections "spinal_trace" (one model) and "spinal" (a comparison), and their findings.
+
+No sentence assumes a sign: whether training contracts or expands is contested. A family of tests decides, no layer.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InputError
+from .report import Estimate, Finding, Section, SectionResult
+from .spinal_contrast import terminal_window
+from .spinal_controls import ALARM
+from .spinal_estimates import trace_estimates
+from .spinal_trace import SAMPLING_ONLY
+
+if TYPE_CHECKING:
+    from .spinal_compare import SpinalComparison
+    from .spinal_trace import SpinalTrace
+
+CANNOT_TELL = "It cannot tell preference training from any training of this size"
+CONTROLS_WANTED = (
+    "Trace an SFT-only checkpoint, or DPO on shuffled labels, of equal steps, and compare it with the same base: what "
+    "those show too is not due to the preferences."
+)
+LAYERS = "a row a model and layer: exponent with gates, rank measures, entropy (layer 0 = embeddings)"
+STEPS = "a row a model and step l to l + 1: angle at the last token and at sampled positions, radians"
+SLOPES = "a row a model, layer and rank: the local exponent alpha(k); one power law would be flat"
+CONTRAST = "a row a layer: differences of exponent and entropy, aligned minus base, and the same-layer distance"
+TRANSPORT = "a row a step 1 to L - 1: difference of angles, aligned minus base, with t and family-adjusted p"
+HALVES = "a row a layer: the base on one half of its prompts minus the base on the other half"
+
+
+def trace_section(trace: "SpinalTrace") -> SectionResult:
+    """Section "spinal_trace": how one model's residual stream contracts and travels."""
+    window, no_window = _window(trace.model.n_layers)
+    estimates = trace_estimates(trace, window, no_window)
+    section = Section(
+        name="spinal_trace",
+        title="Contraction and transport by layer",
+        question=f"How does the residual stream of {trace.model.name} contract and travel over its "
+        f"{trace.model.n_layers} blocks?",
+        summary=_trace_summary(trace, estimates, window),
+        estimates=estimates,
+        tables={"layers": LAYERS, "steps": STEPS, "local_slopes": SLOPES},
+        settings=_settings(trace.settings, trace.token_hash),
+        counts=trace.counts,
+        warnings=list(trace.warnings),
+    )
+    tables = {"layers": trace.layers, "steps": trace.steps, "local_slopes": trace.local_slopes}
+    return SectionResult(section=section, tables=tables, findings=_trace_findings(trace, estimates))
+
+
+def comparison_section(comparison: "SpinalComparison") -> SectionResult:
+    """Section "spinal": aligned minus base, with the controls beside it."""
+    tables = {
+        "layers": comparison.layers,
+        "contrast": comparison.contrast,
+        "transport": comparison.transport,
+        "steps": comparison.steps,
+        "local_slopes": comparison.local_slopes,
+    }
+    described = {"layers": LAYERS, "contrast": CONTRAST, "transport": TRANSPORT, "steps": STEPS, "local_slopes": SLOPES}
+    if "halves" in comparison.controls:
+        tables["halves"], described["halves"] = comparison.controls["halves"].table, HALVES
+    base, aligned = comparison.names
+    section = Section(
+        name="spinal",
+        title="Contraction and transport, aligned against base",
+        question=f"Does the residual stream of {aligned} contract or travel otherwise than that of {base}, on the same "
+        f"{comparison.base.n} prompts?",
+        summary=_comparison_summary(comparison),
+        estimates=comparison.estimates,
+        tables=described,
+        settings=_settings(comparison.settings, comparison.base.token_hash),
+        counts=comparison.base.counts,
+        warnings=list(comparison.warnings),
+    )
+    return SectionResult(section=section, tables=tables, findings=_comparison_findings(comparison))
+
+
+def _settings(settings: dict[str, Any], token_hash: str) -> dict[str, Any]:
+    shown = {name: value for name, value in settings.items() if name != "key"}
+    return {**shown, "window": list(settings["window"]), "token_hash": token_hash}
+
+
+def _window(n_layers: int) -> tuple[tuple[int, int] | None, str | None]:
+    try:
+        return terminal_window("last_third", n_layers), None
+    except InputError:
+        return None, f"{n_layers} blocks: the last third needs 3"
+
+
+def _trace_summary(trace: "SpinalTrace", estimates: dict[str, Estimate], window: tuple[int, int] | None) -> str:
+    path, alpha = estimates["path_length"], estimates["alpha_terminal"]
+    where = "" if window is None else f" over blocks {window[0]} to {window[1]}"
+    travels = (
+        f"On {trace.n} prompts the read-out travels {path} from block 1 to block {trace.model.n_layers}"
+        if path.value is not None
+        else f"Read on {trace.n} prompts"
+    )
+    contracts = (
+        f"the spectrum's exponent{where} is {alpha} ({SAMPLING_ONLY})"
+        if alpha.value is not None
+        else f"there is no exponent{where}: {alpha.reason}"
+    )
+    return f"{travels}; {contracts}."
+
+
+def _trace_findings(trace: "SpinalTrace", estimates: dict[str, Estimate]) -> tuple[Finding, ...]:
+    findings = [
+        Finding(
+            severity="info",
+            section="spinal_trace",
+            sentence=_trace_summary(trace, estimates, _window(trace.model.n_layers)[0])
+            + " One model alone shows a shape, not what training did.",
+            rests_on=["spinal_trace.path_length", "spinal_trace.alpha_terminal"],
+            next_step="Compare it with its base on the same prompts.",
+        )
+    ]
+    return (*findings, *_gate_finding(trace, trace.model.name, "spinal_trace", ["spinal_trace.gates_passed"]))
+
+
+def _gate_finding(trace: "SpinalTrace", name: str, section: str, rests_on: list[str]) -> list[Finding]:
+    """Says how many exponents the gates flag: expected, and no reason to distrust a difference at equal N."""
+    fitted = trace.layers[trace.layers.alpha.notna()]
+    flagged = fitted[~fitted.gates_passed.astype(bool)]
+    if not len(flagged):
+        return []
+    return [
+        Finding(
+            severity="info",
+            section=section,
+            sentence=f"The gates flag the exponents of {len(flagged)} of {len(fitted)} layers of {name}: "
+            "read them as rough descriptions, not as constants of the model.",
+            rests_on=rests_on,
+            next_step="See the column `reason` of the table `layers`; more prompts and differences at equal N help.",
+        )
+    ]
+
+
+def _comparison_summary(comparison: "SpinalComparison") -> str:
+    base, aligned = comparison.names
+    if comparison.identical:
+        return f"{aligned} has the weights of {base}: every contrast is 0."
+    transport, alpha = comparison.estimates["transport_p"], comparison.estimates["alpha_p"]
+    tests = f"transport p = {_p(transport)}, contraction p = {_p(alpha)}, each over all layers"
+    if not comparison.alarm:
+        return (
+            f"No difference between {aligned} and {base} was found that the choice of prompts does not explain "
+            f"({tests})."
+        )
+    return (
+        f"{aligned} differs from {base} by more than the choice of prompts explains ({tests}): "
+        f"{_directions(comparison)}. {CANNOT_TELL}."
+    )
+
+
+def _directions(comparison: "SpinalComparison") -> str:
+    """What moved over the last blocks, in words; a direction only where the interval leaves 0 out."""
+    e = comparison.estimates
+    step = _direction(e["d_transport_terminal"], "the mean step of the read-out", "longer", "shorter")
+    exponent = _direction(
+        e["d_alpha_terminal"], "the spectrum's exponent", "larger (contraction)", "smaller (expansion)"
+    )
+    where = "" if comparison.window is None else f"over blocks {comparison.window[0]} to {comparison.window[1]} "
+    return f"{where}{step}, and {exponent}"
+
+
+def _direction(estimate: Estimate, subject: str, up: str, down: str) -> str:
+    if estimate.value is None:
+        return f"for {subject} there is no number ({estimate.reason})"
+    if estimate.low is None or estimate.high is None or estimate.low <= 0 <= estimate.high:
+        return f"{subject} shows no clear change ({estimate})"
+    ends = sorted((abs(estimate.low), abs(estimate.high)))
+    size = f"{abs(estimate.value):.3g} [{ends[0]:.3g}, {ends[1]:.3g}] {estimate.unit}".rstrip()
+    return f"{subject} is {up if estimate.value > 0 else down} by {size}"
+
+
+def _comparison_findings(comparison: "SpinalComparison") -> tuple[Finding, ...]:
+    families = ["spinal.transport_p", "spinal.alpha_p"]
+    terminal = ["spinal.d_transport_terminal", "spinal.d_alpha_terminal"]
+    findings = [
+        Finding(
+            severity="notice" if comparison.alarm or comparison.identical else "info",
+            section="spinal",
+            sentence=_comparison_summary(comparison),
+            rests_on=[*families, *terminal],
+            next_step="Check that the right two checkpoints were named." if comparison.identical else CONTROLS_WANTED,
+        )
+    ]
+    findings += _distance_finding(comparison)
+    findings += _halves_finding(comparison)
+    flagged = _gate_finding(comparison.aligned, comparison.names[1], "spinal", ["spinal.d_alpha_terminal"])
+    return (*findings, *flagged)
+
+
+def _distance_finding(comparison: "SpinalComparison") -> list[Finding]:
+    distance = comparison.contrast.base_distance
+    if comparison.identical or not distance.notna().any():
+        return []
+    largest = int(comparison.contrast.layer.iloc[int(np.nanargmax(distance))])
+    base, aligned = comparison.names
+    return [
+        Finding(
+            severity="info",
+            section="spinal",
+            sentence=f"Read out at the same layer, {aligned} and {base} are farthest apart at layer {largest}: "
+            f"{distance.max():.3g} rad on average (0 = the same distribution, 3.14 = no token in common).",
+            rests_on=["spinal.base_distance_terminal"],
+            next_step="Where the distance starts to rise is where the training enters the read-out.",
+        )
+    ]
+
+
+def _halves_finding(comparison: "SpinalComparison") -> list[Finding]:
+    if "halves" not in comparison.controls:
+        return []
+    control, e = comparison.controls["halves"], comparison.estimates
+    tests = f"transport p = {_p(e['null_transport_p'])}, contraction p = {_p(e['null_alpha_p'])}"
+    if math.isnan(control.transport_p) and math.isnan(control.alpha_p):
+        return []
+    base = comparison.names[0]
+    return [
+        Finding(
+            severity="alarm" if control.alarm else "info",
+            section="spinal",
+            sentence=f"Control: {base} on one half of the prompts against the other half "
+            + (
+                f"raises an alarm ({tests}), though only the prompts differ; about 1 sound run in 20 does."
+                if control.alarm
+                else f"raises no alarm ({tests}; a family alarms under {ALARM})."
+            ),
+            rests_on=["spinal.null_transport_p", "spinal.null_alpha_p"],
+            next_step="Repeat with another seed; if it stays, the prompts are not of one kind: trace each kind apart."
+            if control.alarm
+            else "",
+        )
+    ]
+
+
+def _p(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return f"none ({estimate.reason})"
+    return f"{estimate.value:.2g}"

@@ -1,0 +1,107 @@
+"""How do the singular values of centred residual rows fall, and what would they be with other prompts?
+
+Of every layer: the spectrum of all rows, of all rows but one group (delete-group jackknife), and of random halves.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from ..probes.kernels import SpectrumAccumulator
+
+HALF_DRAWS = 8
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class RowSpectrum:
+    """Singular values of column-centred rows [N, d], and of subsets of them (centred anew), float64, descending.
+
+    From the Gram matrix of the smaller side, in float64 after centring; values under 1e-7 of the first are rounding of
+    0 (a fit counts them from 1e-6). At most min(distinct rows - 1, d) values; none where all rows are the same.
+    """
+
+    def __init__(self, rows: Float[np.ndarray, "N d"]) -> None:
+        self.n, self.width = rows.shape
+        self.n_distinct = len({row.tobytes() for row in rows})
+        x = torch.from_numpy(np.array(rows, dtype=np.float64))
+        self._rows = x - x.mean(0)
+        self._gram = self._rows @ self._rows.T if self.n <= self.width else None
+
+    def values(self) -> Float[np.ndarray, "r"]:
+        """Of all rows."""
+        return self.subset(None)[: max(0, min(self.n_distinct - 1, self.width))]
+
+    def subset(self, keep: Int[np.ndarray, "n"] | None) -> Float[np.ndarray, "k"]:
+        """Of some rows; min(n - 1, d) values."""
+        chosen = slice(None) if keep is None else torch.from_numpy(keep)
+        if self._gram is not None:
+            gram = self._gram[chosen][:, chosen]
+            mean = gram.mean(0)
+            gram = gram - mean - mean[:, None] + mean.mean()
+        else:
+            x = self._rows[chosen]
+            x = x - x.mean(0)
+            gram = x @ x.T if len(x) <= self.width else x.T @ x
+        n = self.n if keep is None else len(keep)
+        eigenvalues = torch.linalg.eigvalsh(gram).flip(0)[: min(n - 1, self.width)]
+        return eigenvalues.clamp(min=0).sqrt().numpy()
+
+
+def rounding_floor(rows: Float[np.ndarray, "N d"], dtype: str) -> float:
+    """Variance that storing the rows in `dtype` added, summed over columns: sum_j mean(ulp_j^2)/12; 0 where unknown.
+
+    In units of the covariance's eigenvalues. Source: spinal.md 2 and kernels.md 3.
+    """
+    if dtype not in DTYPES:
+        return 0.0
+    accumulator = SpectrumAccumulator(rows.shape[1])
+    accumulator.update(torch.from_numpy(rows).to(DTYPES[dtype]))
+    return accumulator.rounding_floor[0] * rows.shape[1]
+
+
+def group_labels(clusters: Int[np.ndarray, "N"], n_groups: int, seed: int) -> Int[np.ndarray, "N"]:
+    """A group 0..n_groups-1 for every row; rows of one cluster stay together, clusters are dealt out at random."""
+    distinct, codes = np.unique(clusters, return_inverse=True)
+    dealt = np.arange(len(distinct)) % n_groups
+    return np.random.default_rng([seed, 1]).permutation(dealt)[codes]
+
+
+def delete_group_spectra(spectra: RowSpectrum, groups: Int[np.ndarray, "N"], n_groups: int) -> Float[np.ndarray, "G k"]:
+    """Singular values without each group in turn, padded with 0 to min(N - 1, d)."""
+    found = np.zeros((n_groups, min(spectra.n - 1, spectra.width)))
+    for group in range(n_groups):
+        values = spectra.subset(np.flatnonzero(groups != group))
+        found[group, : len(values)] = values
+    return found
+
+
+def half_samples(n: int, seed: int) -> list[Int[np.ndarray, "half"]]:
+    """`HALF_DRAWS` random halves of 0..n-1, each without replacement."""
+    random = np.random.default_rng([seed, 2])
+    return [np.sort(random.permutation(n)[: n // 2]) for _ in range(HALF_DRAWS)]
+
+
+def all_layers(
+    rows: Float[np.ndarray, "layers N d"],
+    groups: Int[np.ndarray, "N"],
+    n_groups: int,
+    *,
+    halves: Sequence[Int[np.ndarray, "_"]] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Float[np.ndarray, "_"]], Float[np.ndarray, "G layers k"], list[list[Float[np.ndarray, "_"]]]]:
+    """Of every layer: the spectrum, those without each group, and those of the `halves`. progress(done, layers)."""
+    n_layers, n, width = rows.shape
+    full, halved = [], []
+    jackknife = np.zeros((n_groups, n_layers, max(0, min(n - 1, width))))
+    for layer in range(n_layers):
+        spectrum = RowSpectrum(rows[layer])
+        full.append(spectrum.values())
+        constant = spectrum.n_distinct < 2
+        if not constant:
+            jackknife[:, layer] = delete_group_spectra(spectrum, groups, n_groups)
+        halved.append([] if constant else [spectrum.subset(half) for half in halves])
+        if progress is not None:
+            progress(layer + 1, n_layers)
+    return full, jackknife, halved

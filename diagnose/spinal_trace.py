@@ -1,0 +1,334 @@
+"""The SPINAL of one model: contraction, transport and entropy by layer, with intervals and gates.
+
+`analyse` turns readings into a `SpinalTrace`; it knows no model, so that a comparison can redo it on fewer prompts.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+from scipy import stats
+
+from ..errors import InputError
+from .run_directory import write_atomically
+from .spinal_gates import RANK_MEASURES, LayerFit, exponents_at, fit_layer, local_slopes, rank_measures
+from .spinal_reading import Folder, Readings, TracedPrompt, opened, write_arrays
+from .spinal_spectra import all_layers, group_labels, half_samples, rounding_floor
+from .statistics import cluster_bootstrap, delete_group_jackknife
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from .report import SectionResult
+
+TRACE_VERSION = 1
+DRAWS = 10_000  # of the cluster bootstrap
+FEW_PROMPTS = 512
+SAMPLING_ONLY = "covers sampling, not finite-N bias"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedModel:
+    """What a comparison must know of a model."""
+
+    name: str
+    fingerprint: str
+    tokenizer: str | None  # fingerprint of the tokenizer
+    dtype: str
+    n_layers: int
+    d_model: int
+    vocab: int  # entries of the head that belong to a token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SpinalTrace:
+    """Layers 0 (embeddings) to L and steps l -> l + 1 of one model on N prompts. Angles in radians, entropies in nats.
+
+    `layers`, `steps`: tables, a row a layer (section() says what each column is). Arrays keep the prompts' own order.
+    """
+
+    model: TracedModel
+    prompts: tuple[TracedPrompt, ...]
+    readings: Readings
+    kept: Bool[np.ndarray, "N"]  # prompts that enter the numbers; the others had a NaN or infinity
+    layers: pd.DataFrame
+    steps: pd.DataFrame
+    local_slopes: pd.DataFrame  # alpha(k): model, layer, rank, slope
+    spectra: Float[np.ndarray, "layers k"]  # singular values of centred rows, padded with 0
+    jackknife_spectra: Float[np.ndarray, "G layers k"]  # without each group; G = 0 with fewer prompts than groups
+    token_hash: str  # of all ids, in order
+    text_hash: str
+    settings: dict[str, Any]
+    counts: dict[str, int]
+    warnings: tuple[str, ...]
+
+    @property
+    def n(self) -> int:
+        """Prompts that enter the numbers."""
+        return int(self.kept.sum())
+
+    @property
+    def jackknife(self) -> Float[np.ndarray, "G layers"]:
+        """Exponents without each group, at the ranks of the full sample; NaN where the layer has none."""
+        return jackknife_exponents(self.jackknife_spectra, self.layers)
+
+    @property
+    def gates(self) -> pd.DataFrame:
+        """Figures and verdict of the gates, a row a layer."""
+        names = ["n_points", "r_squared", "curvature", "alpha_head", "alpha_tail", "half_sample_ratio"]
+        return self.layers[["layer", "alpha", *names, "jitter", "floor_ratio", "gates_passed", "reason"]].copy()
+
+    @property
+    def per_prompt(self) -> pd.DataFrame:
+        """Entropy of every layer and angle of the step that leaves it, a row a prompt and layer (last token)."""
+        n_layers, n = self.readings.entropy.shape
+        angle = np.vstack([self.readings.angle, np.full((1, n), np.nan)])  # no step leaves the last layer
+        return pd.DataFrame(
+            {
+                "row": np.repeat([prompt.row for prompt in self.prompts], n_layers),
+                "prompt_id": np.repeat(np.array([prompt.prompt_id for prompt in self.prompts], object), n_layers),
+                "kept": np.repeat(self.kept, n_layers),
+                "layer": np.tile(np.arange(n_layers), n),
+                "entropy": self.readings.entropy.T.ravel(),
+                "angle": angle.T.ravel(),
+            }
+        )
+
+    def restricted(self, kept: Bool[np.ndarray, "N"]) -> "SpinalTrace":
+        """The same trace on fewer prompts."""
+        return analyse(self.model, self.prompts, self.readings, kept, self.settings, self.counts)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a layer."""
+        return self.layers.copy()
+
+    def section(self) -> "SectionResult":
+        """The report's section "spinal_trace"."""
+        from .spinal_section import trace_section
+
+        return trace_section(self)
+
+    def summary(self) -> str:
+        """One to three sentences that a non-author can quote."""
+        return self.section().section.summary
+
+    def figure(self) -> "dict[str, go.Figure]":
+        """The figures of this section by name."""
+        from ..dashboards.figures import spinal_figures
+
+        result = self.section()
+        return spinal_figures(result.tables, result.section.estimates)
+
+    def save(self, folder: Folder) -> Path:
+        """Write the trace so that `load` gives it back exactly; `trace.json` comes last, so what loads is whole."""
+        path = opened(folder)
+        (path / "trace.json").unlink(missing_ok=True)
+        arrays = {field.name: getattr(self.readings, field.name) for field in fields(Readings)}
+        arrays |= {"kept": self.kept, "spectra": self.spectra, "jackknife_spectra": self.jackknife_spectra}
+        write_arrays(path / "arrays.npz", arrays)
+        for name in ("layers", "steps", "local_slopes"):
+            getattr(self, name).to_parquet(path / f"{name}.parquet", index=False)
+        facts = {name: getattr(self, name) for name in ("token_hash", "text_hash", "settings", "counts", "warnings")}
+        prompts = [asdict(prompt) for prompt in self.prompts]
+        content = {"trace_version": TRACE_VERSION, "model": asdict(self.model), **facts, "prompts": prompts}
+        write_atomically(path / "trace.json", json.dumps(content))
+        return path
+
+    @classmethod
+    def load(cls, folder: Folder) -> "SpinalTrace":
+        """Read what `save` wrote. Raises InputError where the folder holds no trace, or one of another version."""
+        path = Path(folder)
+        try:
+            content = json.loads((path / "trace.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: no readable trace.json; expected the folder that save() wrote") from error
+        if content.get("trace_version") != TRACE_VERSION:
+            found = content.get("trace_version")
+            raise InputError(f"{path}: trace version {found}, this alignscope reads {TRACE_VERSION}; trace again")
+        with np.load(path / "arrays.npz", allow_pickle=False) as file:
+            arrays = dict(file)
+        settings = content["settings"] | {"window": tuple(content["settings"]["window"])}
+        prompts = [
+            TracedPrompt(**{**prompt, "ids": tuple(prompt["ids"]), "positions": tuple(prompt["positions"])})
+            for prompt in content["prompts"]
+        ]
+        return cls(
+            model=TracedModel(**content["model"]),
+            prompts=tuple(prompts),
+            readings=Readings(**{field.name: arrays[field.name] for field in fields(Readings)}),
+            kept=arrays["kept"],
+            layers=pd.read_parquet(path / "layers.parquet"),
+            steps=pd.read_parquet(path / "steps.parquet"),
+            local_slopes=pd.read_parquet(path / "local_slopes.parquet"),
+            spectra=arrays["spectra"],
+            jackknife_spectra=arrays["jackknife_spectra"],
+            token_hash=content["token_hash"],
+            text_hash=content["text_hash"],
+            settings=settings,
+            counts=content["counts"],
+            warnings=tuple(content["warnings"]),
+        )
+
+
+def analyse(
+    model: TracedModel,
+    prompts: Sequence[TracedPrompt],
+    readings: Readings,
+    kept: Bool[np.ndarray, "N"],
+    settings: dict[str, Any],
+    counts: dict[str, int],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> SpinalTrace:
+    """Spectra, fits, gates and intervals of readings. `settings`: window, groups, seed are read; all are kept."""
+    seed, window = settings["seed"], settings["window"]
+    used = readings.take(np.flatnonzero(kept))
+    n = used.rows.shape[1]
+    clusters = cluster_codes([prompt for prompt, keep in zip(prompts, kept, strict=True) if keep])
+    n_groups = settings["groups"] if len(np.unique(clusters)) >= settings["groups"] else 0
+    groups = group_labels(clusters, max(n_groups, 1), seed)
+    halves = half_samples(n, seed) if n >= 4 else []
+    full, jackknife_spectra, halved = all_layers(used.rows, groups, n_groups, halves=halves, progress=progress)
+
+    fits = []
+    for layer, sigma in enumerate(full):
+        fits.append(
+            fit_layer(
+                sigma,
+                n=n,
+                width=model.d_model,
+                window=window,
+                halves=halved[layer],
+                floor=rounding_floor(used.rows[layer], model.dtype),
+                deflated=model.dtype in ("bfloat16", "float16"),
+            )
+        )
+    spectra = np.zeros(jackknife_spectra.shape[1:])
+    for layer, sigma in enumerate(full):
+        spectra[layer, : len(sigma)] = sigma
+    layers = _layers_table(model.name, fits, spectra, jackknife_spectra)
+    for name, values in (("entropy", used.entropy), ("entropy_sampled", used.entropy_sampled)):
+        for suffix, column in zip(("", "_low", "_high"), bootstrap_means(values, clusters, seed), strict=True):
+            layers[name + suffix] = column
+    slopes = [
+        {"model": model.name, "layer": layer, "rank": rank, "slope": slope}
+        for layer, sigma in enumerate(full)
+        for rank, slope in (local_slopes(sigma) if math.isfinite(fits[layer].alpha) else [])
+    ]
+    return SpinalTrace(
+        model=model,
+        prompts=tuple(prompts),
+        readings=readings,
+        kept=kept,
+        layers=layers,
+        steps=_steps_table(model.name, used, clusters, seed),
+        local_slopes=pd.DataFrame(slopes, columns=["model", "layer", "rank", "slope"]),
+        spectra=spectra,
+        jackknife_spectra=jackknife_spectra,
+        token_hash=_hash(prompt.ids for prompt in prompts),
+        text_hash=_hash(prompt.digest for prompt in prompts),
+        settings=settings,
+        counts=counts | {"prompts": n, "nonfinite_rows": len(prompts) - n},
+        warnings=_warnings(n, model, layers),
+    )
+
+
+def cluster_codes(prompts: Sequence[TracedPrompt]) -> Int[np.ndarray, "N"]:
+    """A number for every cluster: prompts that share a `prompt_id` are one, a prompt without is its own."""
+    keys = [f"row {i}" if prompt.prompt_id is None else f"id {prompt.prompt_id}" for i, prompt in enumerate(prompts)]
+    return np.unique(np.array(keys, dtype=object).astype(str), return_inverse=True)[1].astype(np.int64)
+
+
+def bootstrap_means(
+    values: Float[np.ndarray, "K N"], clusters: Int[np.ndarray, "N"], seed: int
+) -> tuple[Float[np.ndarray, "K"], Float[np.ndarray, "K"], Float[np.ndarray, "K"]]:
+    """Mean over prompts, and the ends of its percentile interval from a cluster bootstrap; NaN where there is none."""
+    mean, low, high = (np.full(len(values), np.nan) for _ in range(3))
+    some = np.isfinite(values).any(1)
+    if some.any():
+        boot = cluster_bootstrap(values[some].T, clusters, draws=DRAWS, seed=seed)
+        mean[some], low[some], high[some] = boot.mean, boot.low, boot.high
+    return mean, low, high
+
+
+def jackknife_exponents(
+    spectra: Float[np.ndarray, "G layers k"], layers: pd.DataFrame
+) -> Float[np.ndarray, "G layers"]:
+    """Exponents of delete-group spectra at each layer's full-sample ranks; NaN where the layer has no exponent."""
+    found = np.full(spectra.shape[:2], np.nan)
+    for layer, (alpha, first, last) in enumerate(zip(layers.alpha, layers.first_rank, layers.last_rank, strict=True)):
+        if math.isfinite(alpha):
+            found[:, layer] = exponents_at(spectra[:, layer], int(first), int(last))
+    return found
+
+
+def jackknife_se(theta: Float[np.ndarray, "G *rest"]) -> Float[np.ndarray, "*rest"]:
+    """Delete-group standard error, (G-1)/G sum (theta_g - mean)^2 under the root; NaN without groups."""
+    if len(theta) < 2:
+        return np.full(theta.shape[1:], np.nan)
+    return np.asarray(delete_group_jackknife(theta))
+
+
+def student(groups: int) -> float:
+    """The 97.5 % point of t with groups - 1 degrees of freedom: 2.131 for 16."""
+    return float(stats.t.ppf(0.975, groups - 1)) if groups > 1 else math.nan
+
+
+def _layers_table(
+    name: str, fits: list[LayerFit], spectra: Float[np.ndarray, "layers k"], jackknife: Float[np.ndarray, "G layers k"]
+) -> pd.DataFrame:
+    rows = [asdict(fit) | {"failed": ", ".join(fit.failed), "gates_passed": fit.gates_passed} for fit in fits]
+    table = pd.DataFrame(rows).rename(columns={"failed": "gates_failed"})
+    table.insert(0, "model", name)
+    table.insert(1, "layer", np.arange(len(fits)))
+    factor = student(len(jackknife))
+    reach = {"alpha": jackknife_se(jackknife_exponents(jackknife, table)) * factor}
+    for measure, values in rank_measures(spectra).items():
+        table[measure] = values
+    for measure, values in rank_measures(jackknife).items():
+        reach[measure] = jackknife_se(values) * factor
+    for column in ("alpha", *RANK_MEASURES):
+        table[f"{column}_low"] = table[column] - reach[column]
+        table[f"{column}_high"] = table[column] + reach[column]
+    return table
+
+
+def _steps_table(name: str, used: Readings, clusters: Int[np.ndarray, "N"], seed: int) -> pd.DataFrame:
+    table = pd.DataFrame({"model": name, "layer": np.arange(len(used.angle))})
+    for column, values in (("angle", used.angle), ("angle_sampled", used.angle_sampled)):
+        for suffix, numbers in zip(("", "_low", "_high"), bootstrap_means(values, clusters, seed), strict=True):
+            table[column + suffix] = numbers
+    table["n"] = used.angle.shape[1]
+    table["n_sampled"] = np.isfinite(used.angle_sampled).sum(1)
+    return table
+
+
+def _warnings(n: int, model: TracedModel, layers: pd.DataFrame) -> tuple[str, ...]:
+    found = []
+    if n < 46:
+        found.append(f"{n} prompts: no exponent (46 are needed); angles and entropies stand")
+    elif n < FEW_PROMPTS:
+        found.append(f"{n} prompts: exponents are rough under {FEW_PROMPTS}; compare models at this same number only")
+    if n >= 46 and n < 4 * model.d_model:
+        found.append(
+            f"{n} rows for {model.d_model} columns: under 4 rows a column the absolute exponent carries a bias, 10 % "
+            "and more, that no interval covers; differences at equal N are the product"
+        )
+    fitted = layers[layers.alpha.notna()]
+    if len(fitted) and not fitted.gates_passed.all():
+        found.append(
+            f"the gates flag {int((~fitted.gates_passed).sum())} of {len(fitted)} exponents of {model.name}: "
+            "see the column `reason`"
+        )
+    return tuple(found)
+
+
+def _hash(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()
