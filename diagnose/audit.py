@@ -1,7 +1,7 @@
 """The audit: two checkpoints and a file of pairs in, one report out; a killed run continues where it stopped."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from ..probes.policy import load_policy_and_reference
 from ..probes.reward import load_reward
 from ..probes.scoring import score_pairs
 from .manifest import count_reasons, data_facts, model_facts, package_versions
+from .naming import short_name
 from .ranking_report import ranking_report
 from .report import Manifest, Report, SectionResult
 from .run_directory import RunDirectory, Stopwatch
@@ -28,11 +29,11 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 def audit(
     policy: "str | os.PathLike[str] | Subject",
     reference: "str | os.PathLike[str] | Subject | None",
-    pairs: "str | os.PathLike[str] | Sequence[Mapping[str, Any]] | PairFile",
+    pairs: "str | os.PathLike[str] | Iterable[Any] | PairFile",
     *,
     base: str | os.PathLike[str] | None = None,
     reward: "str | os.PathLike[str] | RewardSubject | None" = None,
-    prompts: "str | os.PathLike[str] | Sequence[Mapping[str, Any]] | PromptFile | None" = None,
+    prompts: "str | os.PathLike[str] | Iterable[Any] | PromptFile | None" = None,
     only: Sequence[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     template: str = "auto",
@@ -143,7 +144,13 @@ def audit(
                 for role, model in (("reference", other), ("policy", subject))
             )
             comparison = compare_spinal(
-                base_trace, policy_trace, terminal=terminal, subjects=(other, subject), seed=seed
+                base_trace,
+                policy_trace,
+                terminal=terminal,
+                subjects=(other, subject),
+                seed=seed,
+                shards=run.stage("spinal") if run else None,
+                progress=progress,
             ).section()
         results.append(_costed(comparison, watch, "spinal"))
 
@@ -159,7 +166,7 @@ def audit(
         wall_seconds=watch.total(),
     )
     report = Report.assemble(
-        title=f"Audit of {subject.name}",
+        title=f"Audit of {short_name(subject.name)}",
         question=_question(subject, other, len(pair_file), prompt_file),
         manifest=manifest,
         results=results,
@@ -206,6 +213,8 @@ def _costed(result: SectionResult, watch: Stopwatch, stage: str) -> SectionResul
 
 
 def _question(subject: "Subject", other: "Subject | None", n_pairs: int, prompts: PromptFile | None) -> str:
-    against = f", measured against {other.name}" if other is not None else ""
+    against = f", measured against {short_name(other.name)}" if other is not None else ""
     also = f" and {len(prompts)} prompts" if prompts is not None else ""
-    return f"What did preference training do to {subject.name}{against}, on {n_pairs} preference pairs{also}?"
+    return (
+        f"What did preference training do to {short_name(subject.name)}{against}, on {n_pairs} preference pairs{also}?"
+    )

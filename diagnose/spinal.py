@@ -9,7 +9,7 @@ The paper's definitions of the exponent and of the angle; window, positions, int
 
 import os
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,14 +22,13 @@ from .naming import short_name
 from .spinal_compare import SpinalComparison, compare_spinal
 from .spinal_lens import lens_vocabulary
 from .spinal_reading import Folder, Progress, Readings, TracedPrompt, opened, prepare_prompts, read_prompts_of
+from .spinal_settings import check_trace_settings
 from .spinal_trace import TRACE_VERSION, SpinalTrace, TracedModel, analyse
 
 if TYPE_CHECKING:
     from ..probes.subject import Subject
 
 __all__ = ["SpinalComparison", "SpinalTrace", "compare_spinal", "spinal_trace"]
-
-ONLY = {"preset": "robust", "positions": "last", "lens": "logit"}  # other values come with later versions
 
 
 def spinal_trace(
@@ -43,6 +42,13 @@ def spinal_trace(
     lens_positions: int = 4,
     max_tokens: int = 128,
     temperature: float = 1.0,
+    stack: str | int = "all",
+    center: bool = True,
+    row_scale: str | None = None,
+    estimator: str = "ols",
+    bias: str | None = None,
+    vocabulary: str = "full",
+    drop_top: int = 0,
     groups: int = 16,
     batch_size: int = 16,
     seed: int = 0,
@@ -61,6 +67,7 @@ def spinal_trace(
     prompts: file, rows, or PromptFile. Cut from the left to `max_tokens`, then repeated ones are dropped, counted.
     window: the ranks, as shares of the number r of singular values. lens_positions: positions inside a prompt that are
         read beside the last and reported apart. groups: of the delete-group jackknife.
+    preset, positions, lens, stack, center, row_scale, estimator, bias, vocabulary, drop_top: their defaults only.
     template, eos: how text becomes ids, see TextPolicy; a prompt never gets an end of sequence.
     max_invalid: share of prompts without a measurable token or with a NaN above which nothing is reported.
     shards: folder where finished batches are kept; a killed run repeats at most one, with the same result.
@@ -68,7 +75,7 @@ def spinal_trace(
     Raises InputError for settings of later versions, prompts that cannot be encoded, too many unusable prompts (naming
     layer and row), or rows that would not fit in memory. The result changes neither with batch size nor prompt order.
     """
-    _check_settings(locals())
+    check_trace_settings(locals())
     file = read_prompts(prompts)
     encoder = Encoder(
         subject.tokenizer,
@@ -96,7 +103,7 @@ def spinal_trace(
         "preset": preset,
         "positions": positions,
         "window": tuple(window),
-        "estimator": "ols",
+        "estimator": estimator,
         "centering": "column",
         "lens": lens,
         "lens_positions": lens_positions,
@@ -110,10 +117,18 @@ def spinal_trace(
         "text": encoder.facts(),
         "reconstructed": "window, token position and gates are not published",
     }
-    key = item_key(TRACE_VERSION, model.fingerprint, [(p.ids, p.positions, p.row) for p in traced], settings)
+    counts = {
+        "rows": file.n_rows,
+        "set_aside": len(file.invalid) + len(invalid),
+        "duplicate_prompts": n_duplicates,
+        "tokens": sum(len(prompt.ids) for prompt in traced),
+        "sampled_positions": sum(len(prompt.positions) - 1 for prompt in traced),
+    }
+    key = item_key(TRACE_VERSION, model.fingerprint, [astuple(prompt) for prompt in traced], settings)
     finished = None if shards is None else _finished(opened(shards) / "trace", key)
     if finished is not None:
-        return replace(finished, model=model)
+        check_invalid(file, max_invalid, more=[*invalid, *_nonfinite(finished.readings, traced)])
+        return replace(finished, model=model, counts=finished.counts | counts)  # the file may have other repeated rows
     readings = read_prompts_of(
         subject,
         traced,
@@ -123,40 +138,19 @@ def spinal_trace(
         shards=shards,
         progress=progress,
     )
-    nonfinite = _nonfinite(readings, traced)
-    check_invalid(file, max_invalid, more=[*invalid, *nonfinite])
+    check_invalid(file, max_invalid, more=[*invalid, *_nonfinite(readings, traced)])
     trace = analyse(
         model,
         traced,
         readings,
         readings.finite,
         settings | {"key": key},
-        {
-            "rows": file.n_rows,
-            "set_aside": len(file.invalid) + len(invalid),
-            "duplicate_prompts": n_duplicates,
-            "tokens": sum(len(prompt.ids) for prompt in traced),
-            "sampled_positions": sum(len(prompt.positions) - 1 for prompt in traced),
-        },
+        counts,
         progress=None if progress is None else lambda done, n: progress(f"spectra of {model.name}", done, n),
     )
     if shards is not None:
         trace.save(opened(shards) / "trace")
     return trace
-
-
-def _check_settings(given: dict[str, Any]) -> None:
-    for name, value in ONLY.items():
-        if given[name] != value:
-            raise InputError(f"{name}={given[name]!r}: this version has {value!r} only")
-    window = given["window"]
-    if not (len(window) == 2 and 0 <= window[0] < window[1] <= 1):
-        raise InputError(f"window={window!r}: two shares of the ranks are expected, 0 <= first < last <= 1")
-    for name, least in (("lens_positions", 0), ("max_tokens", 1), ("groups", 2), ("batch_size", 1)):
-        if given[name] < least:
-            raise InputError(f"{name}={given[name]}: at least {least} is expected")
-    if not 0 < given["temperature"] < float("inf"):
-        raise InputError(f"temperature={given['temperature']}: a number above 0 is expected")
 
 
 def _nonfinite(readings: Readings, prompts: list[TracedPrompt]) -> list[Invalid]:

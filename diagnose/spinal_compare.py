@@ -1,16 +1,14 @@
 """How do contraction and transport differ between two models that read the same prompts? Aligned minus base, paired."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 
 from ..errors import InputError
-from ..probes.shards import item_key
 from .report import Estimate
 from .spinal_contrast import (
     SpectraSide,
@@ -22,9 +20,10 @@ from .spinal_contrast import (
     windows,
 )
 from .spinal_controls import ALARM, HalvesControl, halves_control
+from .spinal_distance import base_distance
 from .spinal_estimates import comparison_estimates
-from .spinal_lens import lens_between
-from .spinal_reading import Folder, opened, write_arrays
+from .spinal_reading import Folder, Progress
+from .spinal_settings import COMPARISON_ONLY, require_only
 from .spinal_trace import SpinalTrace, bootstrap_means, cluster_codes
 
 if TYPE_CHECKING:
@@ -35,9 +34,7 @@ if TYPE_CHECKING:
 
 CONTROLS = ("halves",)
 LATER_CONTROLS = ("template", "noise", "sft", "shuffled")
-BLOCK = 64  # prompts whose read-outs are compared at a time
 SAME_SETTINGS = ("positions", "lens", "lens_positions", "temperature", "window", "groups", "seed", "max_tokens")
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,7 +42,9 @@ class SpinalComparison:
     """Contrasts by layer, aligned minus base, with intervals from prompts, family tests, and the controls beside them.
 
     Angles in radians, entropies in nats. `alarm`: one of two families (transport by the largest |t|, exponents by Holm)
-    has p < .025. It says that the models differ by more than the choice of prompts, not why.
+    has p < .025. It says that the models differ by more than the choice of prompts, not why. Below 1e-5 (rad, or
+    exponent), what batching may move, nothing is tested: such a layer or step counts as 0, with p = 1. Fewer than 7
+    clusters of prompts cannot raise the alarm of transport (2 * 2^-6 > .025), nor fewer than 46 prompts that of alpha.
     """
 
     base: SpinalTrace
@@ -67,7 +66,7 @@ class SpinalComparison:
     @property
     def alpha(self) -> pd.DataFrame:
         """The contrast of exponents by layer."""
-        return self.contrast.filter(regex="^(layer|d_alpha.*)$")
+        return self.contrast.filter(regex="^(layer|n|d_alpha.*)$")
 
     @property
     def alarm(self) -> bool:
@@ -89,7 +88,11 @@ class SpinalComparison:
         """One to three sentences that a non-author can quote."""
         return self.section().section.summary
 
-    def figure(self) -> "dict[str, go.Figure]":
+    def figure(self) -> "go.Figure":
+        """Of the figures of this section the difference of transport over layers; `figures()` gives all."""
+        return self.figures()["d_angle"]
+
+    def figures(self) -> "dict[str, go.Figure]":
         """The figures of this section by name."""
         from ..dashboards.figures import spinal_figures
 
@@ -104,6 +107,9 @@ def compare_spinal(
     terminal: str | tuple[int, int] | list[int] = "last_third",
     subjects: "tuple[Subject, Subject] | None" = None,
     controls: Sequence[str] = CONTROLS,
+    weights: Sequence[float] = COMPARISON_ONLY["weights"],
+    gradient: str = "weight_share",
+    pairs: Any = None,
     seed: int = 0,
     shards: Folder | None = None,
     progress: Progress | None = None,
@@ -113,10 +119,13 @@ def compare_spinal(
     terminal: blocks that the aggregates run over: "last_third", "last_<k>" or (first, last).
     subjects: the two models themselves, for the same-layer distance of their read-outs; without: null, with a reason.
     controls: "halves" (the base against itself on two disjoint halves of the prompts).
+    weights, gradient, pairs: their defaults only (of the score, which this version does not have).
     shards: folder where the distance is kept once it is there. progress: called as progress(stage, done, total).
-    Raises InputError, naming both values, where prompts, depth, dtype or settings of the traces differ; where only
-    width or token ids differ there is no contrast of exponents, and the reason says so. Source: spinal.md 5, 6, 8.
+    Raises InputError, naming both values, where prompts, their `prompt_id`s, depth, dtype or settings of the traces
+    differ; where only width or token ids differ there is no contrast of exponents, and the reason says so. Source:
+    spinal.md 5, 6, 8.
     """
+    require_only({"weights": tuple(weights), "gradient": gradient, "pairs": pairs}, COMPARISON_ONLY)
     _check_controls(controls)
     warnings = _require_comparable(base, aligned)
     identical = base.model.fingerprint == aligned.model.fingerprint and base.token_hash == aligned.token_hash
@@ -135,9 +144,12 @@ def compare_spinal(
         name: exponent_contrast(_side(base, no_exponents), _side(aligned, no_exponents), ranks)
         for name, ranks in windows(base.settings["window"]).items()
     }
-    distance, no_distance = _base_distance(base, aligned, subjects, identical, warnings, shards, progress)
+    distance, no_distance = base_distance(
+        base, aligned, subjects, identical=identical, warnings=warnings, shards=shards, progress=progress
+    )
     used = [trace.readings.take(np.flatnonzero(kept)) for trace in (base, aligned)]
-    contrast = pd.DataFrame({"layer": np.arange(base.model.n_layers + 1), **exponent_columns(exponents)})
+    layers = {"layer": np.arange(base.model.n_layers + 1), "n": len(clusters)}
+    contrast = pd.DataFrame(layers | exponent_columns(exponents))
     transport = transport_table(used[0].angle, used[1].angle, clusters, seed)
     for table, name, values in (
         (contrast, "d_entropy", used[1].entropy - used[0].entropy),
@@ -146,6 +158,7 @@ def compare_spinal(
     ):
         for suffix, column in zip(("", "_low", "_high"), bootstrap_means(values, clusters, seed), strict=True):
             table[name + suffix] = column
+    transport["n_sampled"] = np.isfinite(used[1].angle_sampled - used[0].angle_sampled)[1:].sum(1)
     halves = {name: halves_control(base, window, seed=seed) for name in controls}
     means = {
         "d_transport_terminal": _over_steps(used[1].angle - used[0].angle, window),
@@ -170,6 +183,7 @@ def compare_spinal(
             exponents=exponents,
             means=means,
             families=families,
+            contrast=contrast,
             halves=halves.get("halves"),
             window=window,
             clusters=clusters,
@@ -212,13 +226,21 @@ def _require_comparable(base: SpinalTrace, aligned: SpinalTrace) -> list[str]:
                 f"the traces cannot be compared: {what} {first} in {base.model.name}, {second} in "
                 f"{aligned.model.name}; trace both models with the same prompts and settings"
             )
-    if base.token_hash == aligned.token_hash:
-        return []
-    if base.text_hash != aligned.text_hash:
+    same_ids = base.token_hash == aligned.token_hash
+    if not same_ids and base.text_hash != aligned.text_hash:
         raise InputError(
             f"the traces cannot be compared: {base.model.name} and {aligned.model.name} read different prompts "
             f"(hash {base.text_hash[:12]} and {aligned.text_hash[:12]}); trace both on one file"
         )
+    for first, second in zip(base.prompts, aligned.prompts, strict=True):  # otherwise the jackknife is not paired
+        if first.prompt_id != second.prompt_id:
+            raise InputError(
+                f"the traces cannot be compared: the prompt in row {first.row} has prompt_id {first.prompt_id!r} in "
+                f"{base.model.name}, and in row {second.row} {second.prompt_id!r} in {aligned.model.name}; "
+                "trace both on one file"
+            )
+    if same_ids:
+        return []
     return ["the models read the same texts as different token ids: no contrast of exponents, no same-layer distance"]
 
 
@@ -245,57 +267,6 @@ def _window(terminal: str | tuple[int, int] | list[int], n_layers: int) -> tuple
     if terminal == "last_third" and n_layers < 3:
         return None, f"{n_layers} blocks: the last third needs 3"
     return terminal_window(terminal, n_layers), None
-
-
-def _base_distance(
-    base: SpinalTrace,
-    aligned: SpinalTrace,
-    subjects: "tuple[Subject, Subject] | None",
-    identical: bool,
-    warnings: list[str],
-    shards: Folder | None,
-    progress: Progress | None,
-) -> tuple[Float[np.ndarray, "layers N"] | None, str | None]:
-    """Angle between both models' read-outs of the last token, a layer and kept prompt; or why there is none."""
-    kept = np.flatnonzero(base.kept)
-    if identical:
-        return np.zeros((base.model.n_layers + 1, len(kept))), None
-    if subjects is None:
-        return None, "models not given"
-    for subject, trace in zip(subjects, (base, aligned), strict=True):
-        if subject.fingerprint != trace.model.fingerprint:
-            raise InputError(
-                f"subjects: {subject.name} ({subject.fingerprint[:12]}) is not the model that was traced as "
-                f"{trace.model.name} ({trace.model.fingerprint[:12]}); the order is (base, aligned)"
-            )
-    if base.token_hash != aligned.token_hash:
-        return None, "different token ids: the read-outs are over different vocabularies"
-    vocab = min(base.model.vocab, aligned.model.vocab)
-    if base.model.vocab != aligned.model.vocab:
-        warnings.append(
-            f"the vocabularies have {base.model.vocab} and {aligned.model.vocab} entries: same-layer distances are "
-            f"over the first {vocab}, renormalised"
-        )
-    key = item_key(base.model.fingerprint, aligned.model.fingerprint, base.token_hash, vocab, kept.tolist())
-    path = None if shards is None else opened(shards) / f"base_distance_{key[:16]}.npz"
-    if path is not None and path.exists():
-        with np.load(path, allow_pickle=False) as file:
-            return file["distance"], None
-    blocks = [kept[i : i + BLOCK] for i in range(0, len(kept), BLOCK)]
-    parts = []
-    for done, block in enumerate(blocks):
-        rows = [torch.from_numpy(trace.readings.rows[:, block]) for trace in (base, aligned)]
-        parts.append(
-            lens_between(
-                subjects[0], subjects[1], rows[0], rows[1], vocab=vocab, temperature=base.settings["temperature"]
-            )
-        )
-        if progress is not None:
-            progress("same-layer distance", sum(map(len, blocks[: done + 1])), len(kept))
-    distance = np.concatenate(parts, 1)
-    if path is not None:
-        write_arrays(path, {"distance": distance})
-    return distance, None
 
 
 def _over_steps(values: Float[np.ndarray, "steps N"], window: tuple[int, int] | None) -> Float[np.ndarray, "N"] | None:

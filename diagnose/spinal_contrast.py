@@ -12,11 +12,13 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from ..errors import InputError
-from .spinal_gates import PAPER, WIDE, Window, exponents_at, window_ranks
+from .spinal_gates import BULK, WIDE, Window, exponents_at, window_ranks
+from .spinal_settings import RESOLUTION
 from .spinal_trace import bootstrap_means, jackknife_se, student
 from .statistics import holm, sign_flip_max_t
 
 FLIPS = 9_999
+MIN_TESTED = 7  # clusters: the smallest p that flips of 6 signs can give is 2 * 2^-6 = .031, above the alarm's .025
 MIN_WINDOW = 3  # blocks
 SUFFIXES = ("", "_low", "_high")
 
@@ -108,21 +110,21 @@ def exponent_columns(contrasts: dict[str, ExponentContrast]) -> dict[str, Float[
 
 def windows(window: Window) -> dict[str, Window]:
     """The chosen window and the two always printed beside it: a change of window can flip a sign."""
-    return {"": window, "_wide": WIDE, "_paper": PAPER}
+    return {"": window, "_wide": WIDE, "_bulk": BULK}
 
 
 def student_p(
     value: Float[np.ndarray, "layers"], se: Float[np.ndarray, "layers"], freedom: Float[np.ndarray, "layers"]
 ) -> Float[np.ndarray, "layers"]:
-    """Two-sided t, Holm-adjusted over the blocks (layer 0 is no member); 1 where nothing differs at all."""
+    """Two-sided t, Holm-adjusted over the blocks (layer 0 is no member); 1 for a difference under `RESOLUTION`."""
     p = np.full(len(value), np.nan)
     for layer in range(1, len(value)):
         if not (math.isfinite(value[layer]) and math.isfinite(se[layer])):
             continue
-        if se[layer] == 0:
-            p[layer] = 1.0 if value[layer] == 0 else 0.0
+        if abs(value[layer]) < RESOLUTION:
+            p[layer] = 1.0
         else:
-            p[layer] = 2 * stats.t.sf(abs(value[layer]) / se[layer], freedom[layer])
+            p[layer] = 2 * stats.t.sf(abs(value[layer]) / se[layer], freedom[layer]) if se[layer] > 0 else 0.0
     tested = np.isfinite(p)
     if tested.any():
         p[tested] = np.asarray(holm(p[tested]))
@@ -135,9 +137,12 @@ def transport_table(
     clusters: Int[np.ndarray, "N"],
     seed: int,
 ) -> pd.DataFrame:
-    """Steps 1..L-1: mean difference of angles, its interval, t, and p of the largest |t| (whole prompts flipped)."""
+    """Steps 1..L-1: mean difference of angles, its interval, t, and p of the largest |t| (whole prompts flipped).
+
+    Mean and interval weigh prompts the same; t and p weigh clusters (prompts of one `prompt_id`) the same.
+    """
     difference = aligned[1:] - base[1:]
-    table = pd.DataFrame({"layer": np.arange(1, len(base))})
+    table = pd.DataFrame({"layer": np.arange(1, len(base)), "n": difference.shape[1]})
     for suffix, column in zip(SUFFIXES, bootstrap_means(difference, clusters, seed), strict=True):
         table["d_angle" + suffix] = column
     table["p"], table["t"] = flipped(difference, clusters, seed)
@@ -147,7 +152,11 @@ def transport_table(
 def flipped(
     difference: Float[np.ndarray, "K N"], clusters: Int[np.ndarray, "N"], seed: int
 ) -> tuple[Float[np.ndarray, "K"], Float[np.ndarray, "K"]]:
-    """p, adjusted for all rows, and t of a paired sign-flip test; p 1 and t 0 for a row that is 0 throughout."""
+    """p, adjusted for all rows, and t of a paired sign-flip test of cluster means.
+
+    p 1 and t 0 for a row whose mean |difference| is under `RESOLUTION`: what batching may move is not tested.
+    """
+    difference = np.where(np.abs(difference).mean(1, keepdims=True) < RESOLUTION, 0.0, difference)
     means = by_cluster(difference, clusters)
     p, t = np.ones(len(difference)), np.zeros(len(difference))
     if len(means) < 2:

@@ -14,7 +14,7 @@ from scipy import stats
 
 from .spinal_contrast import SUFFIXES, SpectraSide, by_cluster, exponents_of_both, smallest, student_p
 from .spinal_gates import Window, fit_layer
-from .spinal_spectra import all_layers, group_labels
+from .spinal_spectra import all_layers, group_labels, rounding_floor
 from .spinal_trace import DRAWS, SpinalTrace, cluster_codes, jackknife_se
 from .statistics import cluster_bootstrap
 
@@ -28,7 +28,7 @@ ALARM = 0.025  # a family's p; two families, 5 % together
 class HalvesControl:
     """The base on one half of its prompts against the other half; nothing differs but the prompts."""
 
-    table: pd.DataFrame  # a row a layer: d_alpha and d_angle with _low and _high, d_alpha_p, p, t
+    table: pd.DataFrame  # a row a layer: n (both halves), d_alpha and d_angle with _low and _high, d_alpha_p, p, t
     n: tuple[int, int]  # prompts in each half
     d_alpha_terminal: Interval
     d_transport_terminal: Interval
@@ -47,8 +47,10 @@ def halves_control(trace: SpinalTrace, terminal: tuple[int, int] | None, *, seed
     clusters = cluster_codes([trace.prompts[int(i)] for i in used])
     second = half_labels(clusters, seed)
     readings, settings = trace.readings.take(used), trace.settings
+    dtype = trace.model.dtype
+    floors = [rounding_floor(rows, dtype) for rows in readings.rows]  # as of the trace itself
     sides = [
-        _side(readings.rows[:, half], clusters[half], settings, seed + part)
+        _side(readings.rows[:, half], clusters[half], settings, seed + part, floors, dtype)
         for part, half in enumerate((~second, second))
     ]
     table, d_alpha = _unpaired_exponents(sides[0], sides[1], settings["window"], terminal)
@@ -64,6 +66,7 @@ def halves_control(trace: SpinalTrace, terminal: tuple[int, int] | None, *, seed
         inside = angle[terminal[0] - 1 : terminal[1] - 1].mean(0, keepdims=True)
         value, low, high = _unpaired_means(inside, clusters, second, seed)
         d_transport = (float(value[0]), float(low[0]), float(high[0]))
+    table.insert(1, "n", len(clusters))
     return HalvesControl(
         table=table.merge(steps, on="layer", how="left"),
         n=(int((~second).sum()), int(second.sum())),
@@ -116,11 +119,17 @@ def _welch(values: Float[np.ndarray, "C K"], labels: Float[np.ndarray, "B C"]) -
 
 
 def _side(
-    rows: Float[np.ndarray, "layers n d"], clusters: Int[np.ndarray, "n"], settings: dict[str, Any], seed: int
+    rows: Float[np.ndarray, "layers n d"],
+    clusters: Int[np.ndarray, "n"],
+    settings: dict[str, Any],
+    seed: int,
+    floors: list[float],
+    dtype: str,
 ) -> SpectraSide:
     n_groups = settings["groups"] if len(np.unique(clusters)) >= settings["groups"] else 0
     full, jackknife, _ = all_layers(rows, group_labels(clusters, max(n_groups, 1), seed), n_groups)
-    fits = [fit_layer(sigma, n=rows.shape[1], width=rows.shape[2], window=settings["window"]) for sigma in full]
+    options = {"n": rows.shape[1], "width": rows.shape[2], "window": settings["window"], "dtype": dtype}
+    fits = [fit_layer(sigma, floor=floor, **options) for sigma, floor in zip(full, floors, strict=True)]
     spectra = np.zeros(jackknife.shape[1:])
     for layer, sigma in enumerate(full):
         spectra[layer, : len(sigma)] = sigma

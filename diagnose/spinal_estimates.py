@@ -4,15 +4,19 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
 
 from .report import Estimate, finite
 from .spinal_contrast import FLIPS, ExponentContrast
 from .spinal_controls import PERMUTATIONS, HalvesControl
+from .spinal_settings import RESOLUTION
 from .spinal_trace import DRAWS, SAMPLING_ONLY, SpinalTrace, bootstrap_means, cluster_codes, jackknife_se, student
 
 BOOTSTRAP = f"paired cluster bootstrap over prompts, {DRAWS} draws, percentile"
 FEW_CLUSTERS = "fewer than 20 prompts: no interval"
+NO_SAMPLED = "no sampled positions (lens_positions=0, or prompts of one token)"
+WEIGHTS = "prompts weigh the same (in the test of transport_p, clusters of prompts do)"
 LABELS = {
     "d_transport_terminal": "transport a step over the last blocks, aligned minus base",
     "d_transport_terminal_sampled": "the same at sampled positions inside the prompts",
@@ -50,6 +54,11 @@ def estimate(
     )
 
 
+def ours(found: Estimate) -> Estimate:
+    """The same, marked: window and token position of an exponent are our choice, not the paper's."""
+    return found.model_copy(update={"reconstructed": True})
+
+
 def family_p(label: str, p: float, *, n: int, n_clusters: int, method: str, reason: str | None) -> Estimate:
     """The p of a whole family of tests: a number without an interval."""
     return Estimate(
@@ -69,66 +78,102 @@ def comparison_estimates(
     exponents: Mapping[str, ExponentContrast],
     means: Mapping[str, Float[np.ndarray, "N"] | None],
     families: Mapping[str, float],
+    contrast: pd.DataFrame,
     halves: HalvesControl | None,
     window: tuple[int, int] | None,
     clusters: Int[np.ndarray, "N"],
     seed: int,
     reasons: Mapping[str, str | None],
 ) -> dict[str, Estimate]:
-    """Aggregates over the terminal window, the two family p, and the same of the halves control."""
+    """Aggregates over the terminal window, the largest distance, two family p, and the same of the halves control.
+
+    Exponents are `reconstructed`: window and token position are ours.
+    """
     count = {"n": len(clusters), "n_clusters": len(np.unique(clusters))}
     n_groups = len(exponents[""].groups)
     jackknife = f"paired delete-group jackknife, {n_groups} groups, ranks fixed; {SAMPLING_ONLY}"
     no_alpha = reasons["window"] or reasons["alpha"] or "no layer of the window has an exponent in both models"
     no_interval = f"fewer prompts than jackknife groups, or {no_alpha}"
     found = {}
-    for name, contrast in exponents.items():
+    for name, exponent in exponents.items():
         blocks = np.array([], dtype=int) if window is None else np.arange(window[0], window[1] + 1)
-        value, low, high, layers = contrast.mean(blocks)
-        label = {"": "the window", "_wide": "ranks .05 r to .5 r", "_paper": "ranks .1 r to .9 r"}[name]
-        found[f"d_alpha_terminal{name}"] = estimate(
-            f"contraction over the last blocks, aligned minus base ({label})",
-            value,
-            low,
-            high,
-            **count,
-            unit="",
-            method=f"mean over {layers} layers; {jackknife}",
-            reason=no_interval if math.isfinite(value) else no_alpha,
-            null_value=0.0,
+        value, low, high, layers = exponent.mean(blocks)
+        label = {"": "the window", "_wide": "ranks .05 r to .5 r", "_bulk": "ranks .1 r to .9 r"}[name]
+        found[f"d_alpha_terminal{name}"] = ours(
+            estimate(
+                f"contraction over the last blocks, aligned minus base ({label})",
+                value,
+                low,
+                high,
+                **count,
+                unit="",
+                method=f"mean over {layers} layers; {jackknife}",
+                reason=no_interval if math.isfinite(value) else no_alpha,
+                null_value=0.0,
+            )
         )
     for name, values in means.items():
         distance = name.startswith("base_distance")
         missing = reasons["window"] or (reasons["distance"] if distance else None) or "no step inside the window"
         value, low, high = math.nan, math.nan, math.nan
+        held = count
         if values is not None:
             value, low, high = (float(part[0]) for part in bootstrap_means(values[None], clusters, seed))
+            held = _held(values, clusters)
+            missing = NO_SAMPLED if name.endswith("_sampled") else missing
         found[name] = estimate(
             LABELS[name],
             value,
             low,
             high,
-            **count,
+            **held,
             unit="nats" if "entropy" in name else "rad",
-            method=BOOTSTRAP,
+            method=f"{BOOTSTRAP}; {WEIGHTS}" if "transport" in name else BOOTSTRAP,
             reason=FEW_CLUSTERS if math.isfinite(value) else missing,
             null_value=None if distance else 0.0,
         )
+    found["base_distance_max"] = largest_distance(contrast, count, reasons["distance"])
     found["transport_p"] = family_p(
         "do the models differ in transport at all? p of the family of steps",
         families["transport_p"],
         **count,
-        method=f"sign flip of whole prompts, largest |t| over steps 1 to L-1, {FLIPS} flips",
-        reason="fewer than 2 prompts",
+        method=f"sign flip of cluster means (clusters of prompts weigh the same), largest |t| over steps 1 to L-1, "
+        f"{FLIPS} flips or all if fewer; a step under {RESOLUTION:g} rad counts as 0",
+        reason="fewer than 2 prompts" if count["n_clusters"] < 2 else "one block: no step between two",
     )
     found["alpha_p"] = family_p(
         "do the models differ in contraction at all? p of the family of layers",
         families["alpha_p"],
         **count,
-        method=f"t of a {jackknife}; smallest Holm-adjusted p over layers 1 to L",
+        method=f"t of a {jackknife}; smallest Holm-adjusted p over layers 1 to L; under {RESOLUTION:g} counts as 0",
         reason=reasons["alpha"] or "no layer has an exponent and its standard error in both models",
     )
     return found | (_halves_estimates(halves, count, window, reasons["window"]) if halves else {})
+
+
+def largest_distance(contrast: pd.DataFrame, count: Mapping[str, int], missing: str | None) -> Estimate:
+    """The same-layer distance of the layer where its mean is largest, in radians: a selected number."""
+    rows = contrast[contrast.base_distance.notna()]
+    label = "largest of the layers' distances between both models' read-outs"
+    numbers, where = [math.nan] * 3, ""
+    if len(rows):
+        top = rows.iloc[int(rows.base_distance.to_numpy().argmax())]
+        numbers = [float(top[f"base_distance{end}"]) for end in ("", "_low", "_high")]
+        where = f": layer {int(top.layer)}"
+    return estimate(
+        label + where,
+        *numbers,
+        **count,
+        unit="rad",
+        method=f"{BOOTSTRAP}; selected as the largest of {len(contrast)} layers, which the interval does not cover",
+        reason=FEW_CLUSTERS if len(rows) else missing or "no layer has a distance",
+    )
+
+
+def _held(values: Float[np.ndarray, "N"], clusters: Int[np.ndarray, "N"]) -> dict[str, int]:
+    """n and clusters of the prompts that have a value."""
+    some = np.isfinite(values)
+    return {"n": int(some.sum()), "n_clusters": len(np.unique(clusters[some]))}
 
 
 def _halves_estimates(
@@ -137,14 +182,16 @@ def _halves_estimates(
     sizes = f"{halves.n[0]} and {halves.n[1]} prompts"
     no_alpha = no_window or f"no exponents on halves of {sizes}: 46 prompts a half and 16 groups needed"
     return {
-        "null_d_alpha_terminal": estimate(
-            "control: contraction of the base, one half of the prompts minus the other",
-            *halves.d_alpha_terminal,
-            **count,
-            unit="",
-            method=f"{sizes}; delete-group jackknife of each half, variances added; {SAMPLING_ONLY}",
-            reason=no_alpha,
-            null_value=0.0,
+        "null_d_alpha_terminal": ours(
+            estimate(
+                "control: contraction of the base, one half of the prompts minus the other",
+                *halves.d_alpha_terminal,
+                **count,
+                unit="",
+                method=f"{sizes}; delete-group jackknife of each half, variances added; {SAMPLING_ONLY}",
+                reason=no_alpha,
+                null_value=0.0,
+            )
         ),
         "null_d_transport_terminal": estimate(
             "control: transport of the base, one half of the prompts minus the other",
@@ -184,17 +231,20 @@ def trace_estimates(trace: SpinalTrace, window: tuple[int, int] | None, no_windo
     value = float(alpha[some].mean()) if len(some) else math.nan
     reach = float(jackknife_se(jackknife[:, some].mean(1))) * student(len(jackknife)) if len(some) else math.nan
     found = {
-        "alpha_terminal": estimate(
-            "contraction (singular-value exponent) over the last blocks",
-            value,
-            value - reach,
-            value + reach,
-            **count,
-            unit="",
-            method=f"mean over {len(some)} layers; delete-group jackknife, {len(jackknife)} groups; {SAMPLING_ONLY}",
-            reason=no_window or "no layer of the window has an exponent (see the column `reason`)"
-            if math.isnan(value)
-            else "fewer prompts than jackknife groups",
+        "alpha_terminal": ours(
+            estimate(
+                "contraction (singular-value exponent) over the last blocks",
+                value,
+                value - reach,
+                value + reach,
+                **count,
+                unit="",
+                method=f"mean over {len(some)} layers; delete-group jackknife, {len(jackknife)} groups; "
+                f"{SAMPLING_ONLY}",
+                reason=no_window or "no layer of the window has an exponent (see the column `reason`)"
+                if math.isnan(value)
+                else "fewer prompts than jackknife groups",
+            )
         )
     }
     inside = None if window is None or window[0] == window[1] else used.angle[window[0] : window[1]].mean(0)

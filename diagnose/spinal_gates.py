@@ -21,9 +21,13 @@ Window = tuple[float, float]
 Spectrum = Float[np.ndarray, "_"]  # of any length: the spectra of half samples are shorter
 
 MIN_ROWS = 46  # with fewer rows, or columns under 45, the default window holds fewer than 8 ranks
-WIDE, PAPER = (0.05, 0.5), (0.1, 0.9)  # the other windows, always printed beside the chosen one
+WIDE, BULK = (0.05, 0.5), (0.1, 0.9)  # the other windows, always printed beside the chosen one
+ROUGH_DTYPES = ("bfloat16", "float16")  # whose rounding reaches into a window of ranks
+MAX_DEFLATED = 0.02  # change of an exponent by dropping ranks under the rounding floor, above which a warning stands
 MIN_POINTS, MIN_R_SQUARED, MAX_CURVATURE, MAX_HALF, MAX_JITTER = 20, 0.98, 0.15, 0.05, 0.05
-JITTER = 0.25  # each end of the window moves by this share
+JITTER = 0.25  # each end of the window moves by this share, and by one rank at least
+FLAT = "the spectrum is flat: no relative figure"
+NO_SLOPE = 1e-9  # an exponent under it is that of a flat spectrum
 RANK_MEASURES = ("rankme", "spectral_entropy_rank", "participation_ratio", "stable_rank")
 SLOPE_REACH = math.sqrt(2.0)  # a local slope at rank k is fitted over k / reach .. k * reach
 
@@ -35,7 +39,8 @@ class LayerFit:
     alpha: float
     alpha_wls: float  # weights 1/k
     alpha_wide: float  # ranks .05 r .. .5 r
-    alpha_paper: float  # ranks .1 r .. .9 r: biased by N / d (a window's name, not a publication's number)
+    alpha_bulk: float  # ranks .1 r .. .9 r: biased by N / d
+    alpha_plain: float  # of all ranks, those under the rounding floor too; alpha itself but for bfloat16 and float16
     n_ranks: int
     n_points: int
     first_rank: int
@@ -47,7 +52,7 @@ class LayerFit:
     half_sample_ratio: float  # mean alpha(N/2) over draws / alpha(N); window recomputed
     half_sample_sd: float  # of one draw, relative
     jitter: float  # largest relative change of alpha when an end of the window moves by a quarter
-    floor_ratio: float  # smallest variance in the window / rounding floor of the storage dtype
+    floor_ratio: float  # smallest variance in the window of all ranks / rounding floor of the storage dtype
     failed: tuple[str, ...]  # gates that failed
     reason: str | None  # why there is no alpha, or which gates failed, with their figures
 
@@ -65,39 +70,44 @@ def fit_layer(
     window: Window,
     halves: Sequence[Spectrum] = (),
     floor: float = 0.0,
-    deflated: bool = False,
+    dtype: str = "float32",
 ) -> LayerFit:
-    """Fit and gates of one layer's singular values (n rows of `width` columns).
+    """Fit and gates of one layer's singular values (n rows of `width` columns); `halves`: spectra of n // 2 of them.
 
-    floor: variance added by storage (spinal_spectra.rounding_floor). deflated: drop ranks under it, as for bf16.
-    Thresholds: spinal.md 5.
+    floor: variance added by storage in `dtype` (spinal_spectra.rounding_floor). Of bfloat16 and float16 the ranks under
+    it are dropped, in the halves too; the gate "floor" is judged on the window of all ranks. Thresholds: spinal.md 5.
     """
-    variances = sigma**2 / max(n, 1)
-    if deflated:
-        sigma = sigma[variances >= floor]
+    plain = fit_power_law(sigma, window=window)
+    sigma_plain, sigma = sigma, above_floor(sigma, n, floor, dtype)
     fit = fit_power_law(sigma, window=window)
-    if len(sigma) == 0 or fit.n_ranks == 0:
+    if plain.n_ranks == 0:
         return _without(fit, f"all {n} rows are the same: every prompt gives this layer the same input")
     if n < MIN_ROWS or width < MIN_ROWS - 1:
         return _without(fit, f"too few modes: {n} prompts of width {width}; {MIN_ROWS} prompts of width 45 needed")
+    if fit.exponent is None and (plain.exponent is not None or fit.n_ranks == 0):
+        under = f"{plain.n_ranks - fit.n_ranks} of {plain.n_ranks} ranks lie under the rounding floor of {dtype}"
+        return _without(fit, f"{under}; trace in float32")
     if fit.exponent is None:
         return _without(fit, fit.reason or "no fit")
     alpha, (head, tail) = fit.exponent, fit.half_exponents or (math.nan, math.nan)
+    halves = [above_floor(half, n // 2, floor, dtype) for half in halves]
     halved = np.array([_exponent(fit_power_law(half, window=window)) for half in halves])
     half_ratio = _over(float(halved.mean()), alpha) if len(halved) else math.nan
-    moved = [_exponent(fit_power_law(sigma, window=ranks)) for ranks in jittered(fit.first_rank, fit.last_rank)]
-    jitter = max((abs(_over(other, alpha) - 1) for other in moved), default=math.nan, key=_nan_first)
-    floor_ratio = float(sigma[fit.last_rank - 1] ** 2 / n / floor) if floor > 0 else math.nan
+    moved = [exponents_at(sigma, *ends) for ends in jittered(fit.first_rank, fit.last_rank, fit.n_ranks)]
+    jitter = max((abs(_over(float(other), alpha) - 1) for other in moved), key=_nan_first)
+    floor_ratio = float(sigma_plain[plain.last_rank - 1] ** 2 / n / floor) if floor > 0 else math.nan
     r_squared = math.nan if fit.r_squared is None else fit.r_squared
     bend = abs(_over(head, alpha) - _over(tail, alpha))
     figures = {
         "points": (fit.n_points >= MIN_POINTS, f"{fit.n_points} points, {MIN_POINTS} wanted"),
         "r_squared": (r_squared >= MIN_R_SQUARED, f"R^2 {r_squared:.3f} < {MIN_R_SQUARED}"),
         "curvature": (bend < MAX_CURVATURE, f"the halves of the window differ by {bend:.0%} of alpha"),
-        "half_sample": (abs(half_ratio - 1) < MAX_HALF, _half_sentence(half_ratio)),
+        "half_sample": (abs(half_ratio - 1) < MAX_HALF, _half_sentence(half_ratio, dtype)),
         "jitter": (jitter < MAX_JITTER, f"moving an end of the window changes alpha by {jitter:.1%}"),
         "floor": (not floor_ratio < 1, f"the window reaches under the rounding floor ({floor_ratio:.2g} of it)"),
     }
+    if abs(alpha) <= NO_SLOPE:
+        figures |= dict.fromkeys(("r_squared", "curvature", "half_sample", "jitter"), (False, FLAT))
     if not len(halves):  # a spectrum alone: nobody could draw half of its rows
         del figures["half_sample"]
     failed = tuple(name for name, (passed, _) in figures.items() if not passed)
@@ -105,7 +115,8 @@ def fit_layer(
         alpha=alpha,
         alpha_wls=_exponent(fit_power_law(sigma, window=window, estimator="wls")),
         alpha_wide=_exponent(fit_power_law(sigma, window=WIDE)),
-        alpha_paper=_exponent(fit_power_law(sigma, window=PAPER)),
+        alpha_bulk=_exponent(fit_power_law(sigma, window=BULK)),
+        alpha_plain=_exponent(plain),
         n_ranks=fit.n_ranks,
         n_points=fit.n_points,
         first_rank=fit.first_rank,
@@ -119,14 +130,25 @@ def fit_layer(
         jitter=jitter,
         floor_ratio=floor_ratio,
         failed=failed,
-        reason="; ".join(figures[name][1] for name in failed) or None,
+        reason="; ".join(dict.fromkeys(figures[name][1] for name in failed)) or None,
     )
 
 
-def jittered(first: int, last: int) -> list[tuple[int, int]]:
-    """The window with each end in turn moved a quarter down and up; an end that is past the spectrum is cut there."""
-    low = [(max(1, round(first * (1 + sign * JITTER))), last) for sign in (-1, 1)]
-    return low + [(first, max(first, round(last * (1 + sign * JITTER)))) for sign in (-1, 1)]
+def above_floor(sigma: Spectrum, n: int, floor: float, dtype: str) -> Spectrum:
+    """The singular values of n rows that are more than rounding: all but for bfloat16 and float16."""
+    return sigma[sigma**2 / max(n, 1) >= floor] if dtype in ROUGH_DTYPES else sigma
+
+
+def jittered(first: int, last: int, r: int) -> list[tuple[int, int]]:
+    """The window with each end in turn moved a quarter down and up, by one rank at least.
+
+    No end leaves the ranks 1..r, and none comes closer to the other than the middle (of a narrow window of high ranks a
+    quarter would be more than all of it).
+    """
+    middle = (first + last) // 2
+    down, up = 1 - JITTER, 1 + JITTER
+    low = [(max(1, math.floor(first * down)), last), (min(middle, math.ceil(first * up)), last)]
+    return [*low, (first, max(middle, math.floor(last * down))), (first, min(r, math.ceil(last * up)))]
 
 
 def window_ranks(r: int, window: Window) -> tuple[int, int]:
@@ -174,7 +196,8 @@ def _without(fit: PowerLawFit, reason: str) -> LayerFit:
         "alpha",
         "alpha_wls",
         "alpha_wide",
-        "alpha_paper",
+        "alpha_bulk",
+        "alpha_plain",
         "r_squared",
         "curvature",
         "alpha_head",
@@ -195,10 +218,11 @@ def _without(fit: PowerLawFit, reason: str) -> LayerFit:
     )
 
 
-def _half_sentence(ratio: float) -> str:
+def _half_sentence(ratio: float, dtype: str) -> str:
     if math.isfinite(ratio):
         return f"half the prompts change alpha by {ratio - 1:+.1%}"
-    return f"no half-sample exponent: {2 * MIN_ROWS} prompts needed"
+    above = f" with their ranks above the rounding floor of {dtype}" if dtype in ROUGH_DTYPES else ""
+    return f"no half-sample exponent: {2 * MIN_ROWS} prompts{above} needed"
 
 
 def _exponent(fit: PowerLawFit) -> float:
@@ -207,7 +231,7 @@ def _exponent(fit: PowerLawFit) -> float:
 
 def _over(value: float, alpha: float) -> float:
     """value / alpha; NaN for a flat spectrum, where no relative figure exists."""
-    return value / alpha if abs(alpha) > 1e-9 else math.nan
+    return value / alpha if abs(alpha) > NO_SLOPE else math.nan
 
 
 def _nan_first(value: float) -> float:

@@ -88,6 +88,18 @@ def lens_between(
     return torch.cat(angles, 1).numpy()
 
 
+@torch.no_grad()
+def mass_outside(
+    subject: "Subject", rows: Float[Tensor, "places d"], *, first: int, vocab: int, temperature: float = 1.0
+) -> Float[np.ndarray, "places"]:
+    """Probability that the read-out of each place gives to the entries first..vocab-1, in [0, 1]."""
+    masses = []
+    for block in rows.to(subject.device).split(_places(1, vocab)):
+        p = (subject.readout(block[None])[0, :, :vocab].double() / temperature).softmax(-1)
+        masses.append(p[:, first:].sum(-1).cpu())
+    return torch.cat(masses).numpy()
+
+
 def _kernel_distance(a: "Head", b: "Head", rows_a: Tensor, rows_b: Tensor, vocab: int, temperature: float) -> Tensor:
     return lens_distance(
         a.norm(rows_a),

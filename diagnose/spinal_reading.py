@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 READING_VERSION = 1  # raise it when a change moves a reading: shards of before are then not used
 Folder = str | os.PathLike[str]
+TORN = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)  # what reading a damaged file raises
 Progress = Callable[[str, int, int], None]
 
 
@@ -84,18 +85,23 @@ def prepare_prompts(
             invalid.append(Invalid(row=prompt.row, reason="no_token", detail="no token but the one added before it"))
             continue
         digest = hashlib.sha256(json.dumps(prompt.text, sort_keys=True).encode()).hexdigest()
-        if ids in kept and kept[ids].digest <= digest:
-            continue
-        sampled = sampled_positions(ids, first, lens_positions, seed)
-        kept[ids] = TracedPrompt(
+        found = TracedPrompt(
             row=prompt.row,
             prompt_id=prompt.prompt_id,
             digest=digest,
             ids=ids,
-            positions=(len(ids) - 1, *sampled),
+            positions=(len(ids) - 1, *sampled_positions(ids, first, lens_positions, seed)),
         )
+        if ids not in kept or _precedes(found, kept[ids]):
+            kept[ids] = found
     prompts = sorted(kept.values(), key=lambda p: p.digest)
     return prompts, invalid, len(file) - len(invalid) - len(prompts)
+
+
+def _precedes(first: TracedPrompt, second: TracedPrompt) -> bool:
+    """Whether the first of two prompts with the same ids is kept: smaller digest, then smaller prompt_id."""
+    keys = [(p.digest, p.prompt_id is None, p.prompt_id or "") for p in (first, second)]
+    return keys[0] < keys[1]
 
 
 def sampled_positions(ids: Sequence[int], first: int, n: int, seed: int) -> tuple[int, ...]:
@@ -229,14 +235,20 @@ def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror}); finished shards are kept") from error
 
 
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file. Raises one of `TORN` where it is missing, cut off or something else."""
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:  # np.load leaves a torn file open
+        return dict(arrays)
+
+
 def _read_shard(path: Path, key: str) -> Readings | None:
     """The readings of a shard; None where it is not there, torn, or of other prompts, model or settings."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if str(arrays["key"]) != key:
-                return None
-            return Readings(**{field.name: arrays[field.name] for field in fields(Readings)})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        arrays = read_arrays(path)
+        if str(arrays["key"]) != key:
+            return None
+        return Readings(**{field.name: arrays[field.name] for field in fields(Readings)})
+    except TORN:
         return None
 
 

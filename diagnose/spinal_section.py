@@ -10,9 +10,10 @@ import numpy as np
 
 from ..errors import InputError
 from .report import Estimate, Finding, Section, SectionResult
-from .spinal_contrast import terminal_window
+from .spinal_contrast import MIN_TESTED, terminal_window
 from .spinal_controls import ALARM
 from .spinal_estimates import trace_estimates
+from .spinal_settings import RESOLUTION
 from .spinal_trace import SAMPLING_ONLY
 
 if TYPE_CHECKING:
@@ -24,12 +25,18 @@ CONTROLS_WANTED = (
     "Trace an SFT-only checkpoint, or DPO on shuffled labels, of equal steps, and compare it with the same base: what "
     "those show too is not due to the preferences."
 )
-LAYERS = "a row a model and layer: exponent with gates, rank measures, entropy (layer 0 = embeddings)"
-STEPS = "a row a model and step l to l + 1: angle at the last token and at sampled positions, radians"
+LAYERS = (
+    "a row a model and layer (0 = embeddings): exponent with gates, rank measures, entropy; n prompts, n_sampled of "
+    "them with sampled positions"
+)
+STEPS = "a row a model and step l to l + 1: angle at the last token and at sampled positions (n, n_sampled), radians"
 SLOPES = "a row a model, layer and rank: the local exponent alpha(k); one power law would be flat"
-CONTRAST = "a row a layer: differences of exponent and entropy, aligned minus base, and the same-layer distance"
-TRANSPORT = "a row a step 1 to L - 1: difference of angles, aligned minus base, with t and family-adjusted p"
-HALVES = "a row a layer: the base on one half of its prompts minus the base on the other half"
+CONTRAST = "a row a layer: differences of exponent and entropy, aligned minus base, the same-layer distance; n prompts"
+TRANSPORT = (
+    "a row a step 1 to L - 1: difference of angles, aligned minus base, with t and family-adjusted p; n prompts, "
+    "n_sampled of them with sampled positions"
+)
+HALVES = "a row a layer: the base on one half of its prompts minus the base on the other half; n prompts in both"
 
 
 def trace_section(trace: "SpinalTrace") -> SectionResult:
@@ -145,16 +152,40 @@ def _comparison_summary(comparison: "SpinalComparison") -> str:
     if comparison.identical:
         return f"{aligned} has the weights of {base}: every contrast is 0."
     transport, alpha = comparison.estimates["transport_p"], comparison.estimates["alpha_p"]
-    tests = f"transport p = {_p(transport)}, contraction p = {_p(alpha)}, each over all layers"
-    if not comparison.alarm:
+    few = _too_few(transport)
+    shown = f"{_p(transport)} ({few})" if transport.value is not None and few else _p(transport)
+    tests = f"transport p = {shown}, contraction p = {_p(alpha)}, each over all layers"
+    distance = _distance_sentence(comparison)
+    if comparison.alarm:
         return (
-            f"No difference between {aligned} and {base} was found that the choice of prompts does not explain "
-            f"({tests})."
+            f"{aligned} differs from {base} by more than the choice of prompts explains ({tests}): "
+            f"{_directions(comparison)}. {distance} {CANNOT_TELL}."
         )
+    tested = ["transport"] if transport.value is not None and not few else []
+    tested += ["contraction"] if alpha.value is not None else []
+    if not tested:
+        return f"Whether {aligned} differs from {base} in transport or contraction is open: {few or tests}. {distance}"
     return (
-        f"{aligned} differs from {base} by more than the choice of prompts explains ({tests}): "
-        f"{_directions(comparison)}. {CANNOT_TELL}."
+        f"No difference in {' or '.join(tested)} between {aligned} and {base} was found that the choice of prompts "
+        f"does not explain ({tests}). {distance}"
     )
+
+
+def _too_few(transport: Estimate) -> str | None:
+    """Why the test of transport could not reach the alarm, whatever the models do."""
+    clusters = transport.n_clusters or 0
+    return f"too few prompts to test ({clusters} clusters; {MIN_TESTED} needed)" if clusters < MIN_TESTED else None
+
+
+def _distance_sentence(comparison: "SpinalComparison") -> str:
+    """How far apart the read-outs are, which neither family of tests sees; or why that is not known."""
+    terminal, largest = (comparison.estimates[f"base_distance_{name}"] for name in ("terminal", "max"))
+    if terminal.value is not None and comparison.window is not None:
+        first, last = comparison.window
+        return f"At the same layer their read-outs lie {terminal} apart over blocks {first} to {last}."
+    if largest.value is not None:
+        return f"At the same layer their read-outs lie at most {largest} apart."
+    return f"How far apart their read-outs lie at the same layer is not known: {largest.reason}."
 
 
 def _directions(comparison: "SpinalComparison") -> str:
@@ -171,7 +202,9 @@ def _directions(comparison: "SpinalComparison") -> str:
 def _direction(estimate: Estimate, subject: str, up: str, down: str) -> str:
     if estimate.value is None:
         return f"for {subject} there is no number ({estimate.reason})"
-    if estimate.low is None or estimate.high is None or estimate.low <= 0 <= estimate.high:
+    if estimate.low is None or estimate.high is None:
+        return f"{subject} changes by {estimate} ({estimate.reason})"
+    if abs(estimate.value) < RESOLUTION or estimate.low <= 0 <= estimate.high:
         return f"{subject} shows no clear change ({estimate})"
     ends = sorted((abs(estimate.low), abs(estimate.high)))
     size = f"{abs(estimate.value):.3g} [{ends[0]:.3g}, {ends[1]:.3g}] {estimate.unit}".rstrip()
@@ -197,19 +230,28 @@ def _comparison_findings(comparison: "SpinalComparison") -> tuple[Finding, ...]:
 
 
 def _distance_finding(comparison: "SpinalComparison") -> list[Finding]:
-    distance = comparison.contrast.base_distance
-    if comparison.identical or not distance.notna().any():
+    largest = comparison.estimates["base_distance_max"]
+    if comparison.identical or largest.value is None:
         return []
-    largest = int(comparison.contrast.layer.iloc[int(np.nanargmax(distance))])
     base, aligned = comparison.names
+    layer = int(comparison.contrast.layer.iloc[int(np.nanargmax(comparison.contrast.base_distance))])
+    sentence = (
+        f"Read out at the same layer, each through its own head, {aligned} and {base} are farthest apart at layer "
+        f"{layer}, the largest of all layers: {largest} on average over {largest.n} prompts (0 = the same "
+        "distribution, 3.14 = no token in common)."
+    )
+    if largest.value < RESOLUTION:
+        sentence = (
+            f"Read out at the same layer, {aligned} and {base} are nowhere farther apart than {RESOLUTION:g} rad on "
+            f"average over {largest.n} prompts, which batching alone may move."
+        )
     return [
         Finding(
             severity="info",
             section="spinal",
-            sentence=f"Read out at the same layer, {aligned} and {base} are farthest apart at layer {largest}: "
-            f"{distance.max():.3g} rad on average (0 = the same distribution, 3.14 = no token in common).",
-            rests_on=["spinal.base_distance_terminal"],
-            next_step="Where the distance starts to rise is where the training enters the read-out.",
+            sentence=sentence,
+            rests_on=["spinal.base_distance_max"],
+            next_step="A changed head or final norm shows at every layer; only a rise from about 0 locates a block.",
         )
     ]
 
@@ -228,12 +270,13 @@ def _halves_finding(comparison: "SpinalComparison") -> list[Finding]:
             section="spinal",
             sentence=f"Control: {base} on one half of the prompts against the other half "
             + (
-                f"raises an alarm ({tests}), though only the prompts differ; about 1 sound run in 20 does."
+                f"raises an alarm ({tests}), though the halves are random; about 1 sound run in 20 does."
                 if control.alarm
                 else f"raises no alarm ({tests}; a family alarms under {ALARM})."
             ),
             rests_on=["spinal.null_transport_p", "spinal.null_alpha_p"],
-            next_step="Repeat with another seed; if it stays, the prompts are not of one kind: trace each kind apart."
+            next_step="Repeat with other seeds; if it stays, related prompts may need a common prompt_id. The control "
+            "checks the machinery (intervals and tests), not the prompts."
             if control.alarm
             else "",
         )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from ..probes.inputs import check_invalid, read_prompts
 from ..probes.policy import load_policy_and_reference
 from .manifest import data_facts, model_facts, package_versions
+from .naming import short_name
 from .report import Manifest, Report
 from .run_directory import RunDirectory
 from .spinal import spinal_trace
@@ -69,8 +70,8 @@ def trace_run(
         wall_seconds=run.watch.total(),
     )
     report = Report.assemble(
-        title=f"SPINAL trace of {subject.name}",
-        question=f"How does the residual stream of {subject.name} contract and travel over its "
+        title=f"SPINAL trace of {short_name(subject.name)}",
+        question=f"How does the residual stream of {short_name(subject.name)} contract and travel over its "
         f"{subject.n_layers} blocks, on {len(file)} prompts?",
         manifest=manifest,
         results=[type(result)(section=section, tables=result.tables, findings=result.findings)],

@@ -15,6 +15,8 @@ import alignscope
 from alignscope import InputError
 from alignscope.diagnose.spinal import compare_spinal, spinal_trace
 from alignscope.diagnose.spinal_controls import halves_control
+from alignscope.diagnose.spinal_distance import base_distance
+from alignscope.diagnose.spinal_settings import RESOLUTION
 
 CHANGED = 4  # block whose weights the aligned model has otherwise
 
@@ -43,9 +45,9 @@ def test_a_trace_compared_with_itself_has_every_contrast_0(traces):
     found = compare_spinal(traces[0], traces[0])
     assert found.identical
     assert not found.alarm
-    contrasts = found.contrast.drop(columns=["layer", "d_alpha_p"]).fillna(0.0)
+    contrasts = found.contrast.drop(columns=["layer", "n", "d_alpha_p"]).fillna(0.0)
     assert (contrasts == 0).all(axis=None)
-    assert (found.transport.drop(columns=["layer", "p"]) == 0).all(axis=None)
+    assert (found.transport.drop(columns=["layer", "n", "n_sampled", "p"]) == 0).all(axis=None)
     assert (found.transport.p == 1).all()
     assert (found.contrast.d_alpha_p.dropna() == 1).all()
     assert (found.base_distance == 0).all()
@@ -60,6 +62,22 @@ def test_round_off_between_two_passes_of_one_model_is_no_finding(traces, subject
     """A paired test finds a difference of 1e-8 that has one sign; equal fingerprints rule it out."""
     other = spinal_trace(subjects[0], prompts, batch_size=1)
     assert not compare_spinal(traces[0], other).alarm
+
+
+def test_weights_changed_by_round_off_raise_no_alarm(traces, prompts):
+    """Differences of 3e-7 rad have one sign too: they lie under what batching may move, and are not tested."""
+    model = tiny_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + 3e-7)
+    other = alignscope.wrap(model, tiny_tokenizer())
+    found = compare_spinal(traces[0], spinal_trace(other, prompts), subjects=(tiny_subject(), other), controls=())
+    assert not found.identical
+    assert 0 < found.transport.d_angle.abs().max() < RESOLUTION
+    assert not found.alarm
+    assert (found.transport.p == 1).all()
+    assert (found.contrast.d_alpha_p.iloc[1:] == 1).all()
+    assert "nowhere farther apart than 1e-05 rad" in found.section().findings[1].sentence
 
 
 def test_a_planted_change_is_found_from_its_block_on_and_not_before(comparison):
@@ -167,6 +185,43 @@ def test_different_prompts_are_refused(traces, subjects, prompts):
     others = spinal_trace(subjects[1], letters(120, seed=9))
     with pytest.raises(InputError, match="read different prompts"):
         compare_spinal(traces[0], others)
+
+
+def test_prompts_of_other_ids_are_refused_naming_a_row(subjects):
+    """The jackknife deals out clusters: with other ids the groups of the two models would hold other prompts."""
+    texts = letters(60)
+    rows = [[{"prompt": text, "prompt_id": str(i // k)} for i, text in enumerate(texts)] for k in (1, 2)]
+    base, aligned = (spinal_trace(subject, some) for subject, some in zip(subjects, rows, strict=True))
+    with pytest.raises(InputError, match=r"the prompt in row \d+ has prompt_id '\d+' in .*, and in row \d+ '\d+' in"):
+        compare_spinal(base, aligned)
+    without = spinal_trace(subjects[1], texts)
+    with pytest.raises(InputError, match=r"prompt_id '.*' in .* None in"):
+        compare_spinal(base, without)
+
+
+def test_keywords_of_later_versions_are_taken_at_their_defaults_only(traces):
+    third = 1 / 3
+    found = compare_spinal(*traces, weights=[third, third, third], gradient="weight_share", pairs=None, controls=())
+    assert found.estimates
+    for option in ({"weights": (1.0, 0.0, 0.0)}, {"gradient": "gradient"}, {"pairs": "pairs.jsonl"}):
+        with pytest.raises(InputError, match=f"{next(iter(option))}=.*this version has .* only"):
+            compare_spinal(*traces, **option)
+
+
+def test_unequal_vocabularies_say_what_is_left_out(traces, prompts):
+    """All 64 head rows belong to a token in one model; the other has lost the last 6 of them."""
+    subject = tiny_subject()
+    vocab = subject_vocab = traces[0].model.vocab
+    smaller = replace(traces[0].model, name="smaller", vocab=vocab - 6, fingerprint=subject.fingerprint)
+    base, aligned = traces[0], replace(traces[0], model=smaller, token_hash=traces[0].token_hash)
+    base = replace(base, model=replace(base.model, name="larger"))
+    warnings: list[str] = []
+    found, _ = base_distance(base, aligned, (subject, subject), identical=False, warnings=warnings)
+    assert np.abs(found).max() < 1e-5  # over the common entries, renormalised, the two are one
+    ids = base.readings.rows[-1]
+    p = subject.readout(torch.from_numpy(ids)[None])[0, :, :subject_vocab].double().softmax(-1)
+    mass = p[:, -6:].sum(-1).mean().item()
+    assert f"left out are {6 / vocab:.2%} of the head rows of larger, with {mass:.2%} of its probability" in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -311,13 +366,15 @@ def test_no_difference_is_said_as_none_found(traces):
     )
     found = compare_spinal(traces[0], other, controls=())
     assert not found.alarm
-    assert found.summary().startswith("No difference between other and")
+    assert found.summary().startswith("No difference in transport or contraction between other and")
     assert found.section().findings[0].severity == "info"
 
 
 def test_figures_are_drawn_from_the_tables(comparison, traces):
-    assert {"alpha", "angle", "entropy"} <= {*traces[0].figure()}
-    assert {"d_alpha", "d_angle", "base_distance"} <= {*comparison.figure()}
+    assert {"alpha", "angle", "entropy"} <= {*traces[0].figures()}
+    assert {"d_alpha", "d_angle", "base_distance"} <= {*comparison.figures()}
+    assert comparison.figure().layout.yaxis.title.text == "Δ angle, aligned − base [rad]"
+    assert traces[0].figure().layout.yaxis.title.text == "angle a step [rad]"
 
 
 def test_equal_names_are_told_apart(comparison):

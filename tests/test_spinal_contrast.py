@@ -8,6 +8,7 @@ import pytest
 
 from alignscope import InputError
 from alignscope.diagnose.spinal_contrast import (
+    MIN_TESTED,
     SpectraSide,
     by_cluster,
     exponent_columns,
@@ -19,7 +20,7 @@ from alignscope.diagnose.spinal_contrast import (
     transport_table,
     windows,
 )
-from alignscope.diagnose.spinal_controls import half_labels, permuted
+from alignscope.diagnose.spinal_controls import ALARM, half_labels, permuted
 from alignscope.diagnose.spinal_spectra import all_layers, group_labels
 from alignscope.diagnose.spinal_trace import bootstrap_means, jackknife_se, student
 
@@ -70,6 +71,24 @@ def test_a_step_without_any_difference_has_t_0_and_p_1():
     assert p[1] < 0.001
     p, t = flipped(np.zeros((2, 30)), np.arange(30), 0)
     assert (*t, *p) == (0.0, 0.0, 1.0, 1.0)
+
+
+def test_differences_under_the_resolution_are_not_tested():
+    """A shift of one sign is always significant, also where it is round-off: 1e-5 is the least that counts."""
+    spread = np.random.default_rng(0).normal(1.0, 0.1, 30)
+    p, t = flipped(np.vstack([0.5e-5 * spread, 2e-5 * spread]), np.arange(30), 0)
+    assert (t[0], p[0]) == (0.0, 1.0)
+    assert p[1] < 0.001
+    p = student_p(np.array([9.0, 0.5e-5, 2e-5]), np.array([1.0, 1e-9, 1e-9]), np.full(3, 15.0))
+    assert p[1] == 1.0
+    assert p[2] < 0.001
+
+
+def test_signs_of_seven_clusters_can_reach_the_alarm_and_of_six_cannot():
+    for clusters, reached in ((MIN_TESTED, True), (MIN_TESTED - 1, False)):
+        p, _ = flipped(np.ones((1, clusters)), np.arange(clusters), 0)
+        assert p[0] == 2 / 2**clusters
+        assert (p[0] < ALARM) == reached
 
 
 def test_prompts_of_one_cluster_are_flipped_together():
@@ -123,7 +142,7 @@ def test_a_planted_difference_of_exponents_is_found_and_a_missing_one_is_not():
     assert table["d_alpha_low"][2] < 0.03 < table["d_alpha_high"][2]
     assert table["d_alpha"][2] == pytest.approx(0.03, abs=0.015)
     assert table["d_alpha_p"][2] < 0.025 < table["d_alpha_p"][1]
-    assert {"d_alpha_wide", "d_alpha_wide_low", "d_alpha_paper", "d_alpha_paper_high"} <= {*table}
+    assert {"d_alpha_wide", "d_alpha_wide_low", "d_alpha_bulk", "d_alpha_bulk_high"} <= {*table}
     value, low, high, n = contrast.mean(np.array([1, 2]))
     assert value == pytest.approx((table["d_alpha"][1] + table["d_alpha"][2]) / 2)
     assert low < value < high

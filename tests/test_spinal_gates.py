@@ -122,8 +122,30 @@ def test_46_prompts_are_the_least_that_give_an_exponent():
 
 
 def test_the_window_ends_move_by_a_quarter_one_at_a_time():
-    assert jittered(11, 102) == [(8, 102), (14, 102), (11, 76), (11, 128)]
-    assert jittered(2, 9) == [(2, 9), (2, 9), (2, 7), (2, 11)]  # 1.5 and 2.5 round to the even number, 2
+    assert jittered(11, 102, 511) == [(8, 102), (14, 102), (11, 76), (11, 128)]
+    # Outwards to whole ranks: rounding left the low end 2 where it was (1.5 and 2.5 round to 2), which is no move.
+    assert jittered(2, 9, 45) == [(1, 9), (3, 9), (2, 6), (2, 12)]
+    assert jittered(2, 9, 10) == [(1, 9), (3, 9), (2, 6), (2, 10)]  # cut at the last rank
+    assert jittered(80, 95, 100) == [(60, 95), (87, 95), (80, 87), (80, 100)]  # a narrow window keeps its other half
+
+
+@pytest.mark.parametrize("n", [46, 50, 60])
+def test_windows_of_8_to_11_ranks_have_a_jitter_and_no_sentence_says_nan(n):
+    """Moved windows hold fewer than 8 ranks there; their slopes count all the same."""
+    found = fit_layer(RowSpectrum(gaussian(n, 400, 0.5, 0)).values(), n=n, width=400, window=ROBUST)
+    assert math.isfinite(found.jitter)
+    assert "nan" not in found.reason
+    sigma = power_law(n - 1)
+    sigma[0] *= 2  # only a window from rank 1 on sees it
+    assert fit(sigma).jitter > 0.05
+    assert "moving an end of the window changes alpha by" in fit(sigma).reason
+
+
+def test_a_flat_spectrum_fails_its_gates_in_words():
+    found = fit(np.ones(200), halves=[np.ones(99)])
+    assert found.alpha == pytest.approx(0.0, abs=1e-12)
+    assert found.failed == ("r_squared", "curvature", "half_sample", "jitter")
+    assert found.reason == "the spectrum is flat: no relative figure"
 
 
 def test_exponents_of_many_spectra_agree_with_the_fit_of_each():
@@ -165,8 +187,30 @@ def test_rounding_of_storage_puts_a_floor_under_the_window():
     assert fit(sigma, floor=variance / 2).floor_ratio == pytest.approx(2.0)
     below = fit(sigma, floor=variance * 2)
     assert below.failed == ("floor",)
-    dropped = fit(sigma, floor=variance * 2, deflated=True)  # a bf16 capture: ranks under the floor are no directions
+    dropped = fit(sigma, floor=variance * 2, dtype="bfloat16")  # ranks under the floor are no directions
     assert dropped.n_ranks == int((sigma**2 / 10_000 >= variance * 2).sum())
+    assert "floor" in dropped.failed  # judged on the window of all ranks: what is left lies above the floor always
+    assert dropped.floor_ratio == pytest.approx(0.5)
+
+
+def test_halves_lose_the_ranks_under_the_floor_as_the_whole_does():
+    """Half the rows: n of the variances is half too. Without it the ratio would compare two windows."""
+    sigma = power_law(511, 0.6)
+    sigma[100:] = sigma[100] * np.linspace(1, 0.9, 411)  # a shelf of rounding
+    half = sigma * math.sqrt(0.5)  # the same variances from half the rows
+    floor = sigma[99] ** 2 / 10_000 * 0.99
+    options = {"halves": [half], "floor": floor, "dtype": "bfloat16"}
+    assert fit(sigma, **options).half_sample_ratio == pytest.approx(1.0)
+    assert fit(sigma, **options).n_ranks == 100
+
+
+def test_ranks_that_all_drown_in_rounding_are_told_from_rows_that_are_the_same():
+    sigma = power_law(64)
+    found = fit(sigma, floor=1.0, dtype="float16")
+    assert math.isnan(found.alpha)
+    assert found.reason == "64 of 64 ranks lie under the rounding floor of float16; trace in float32"
+    few = fit(sigma, floor=sigma[19] ** 2 / 10_000, dtype="bfloat16")
+    assert few.reason == "44 of 64 ranks lie under the rounding floor of bfloat16; trace in float32"
 
 
 def test_rounding_floor_of_ones_in_bfloat16():

@@ -331,6 +331,13 @@ def test_free_memory_is_known_here_and_positive():
         ({"preset": "paper_guess"}, "preset='paper_guess': this version has 'robust' only"),
         ({"positions": "all"}, "positions='all'"),
         ({"lens": "tuned"}, "lens='tuned'"),
+        ({"stack": 64}, "stack=64: this version has 'all' only"),
+        ({"center": False}, "center=False: this version has True only"),
+        ({"row_scale": "rms"}, "row_scale='rms': this version has None only"),
+        ({"estimator": "hill"}, "estimator='hill': this version has 'ols' only"),
+        ({"bias": "half_sample"}, "bias='half_sample'"),
+        ({"vocabulary": "top_k"}, "vocabulary='top_k'"),
+        ({"drop_top": 3}, "drop_top=3: this version has 0 only"),
         ({"window": (0.2, 0.02)}, "window="),
         ({"groups": 1}, "groups=1: at least 2"),
         ({"temperature": 0.0}, "temperature=0"),
@@ -362,7 +369,7 @@ def test_the_section_holds_its_tables_and_says_what_it_rests_on(trace):
         "model layer alpha alpha_low alpha_high r_squared curvature n_points first_rank last_rank gates_passed"
     )
     column_names += (
-        " reason entropy entropy_low entropy_high rankme participation_ratio stable_rank alpha_wide alpha_paper"
+        " reason entropy entropy_low entropy_high rankme participation_ratio stable_rank alpha_wide alpha_bulk"
     )
     assert {*column_names.split(), "half_sample_ratio", "jitter"} <= {*trace.layers}
     assert {"model", "layer", "angle", "angle_low", "angle_high"} <= {*trace.steps}
