@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, NoTokenizerError
 from .anatomy import Anatomy, at_least_float32
 from .capture import capturing
 from .generation import generate
 from .kernels.eager import exact_products
 from .live import adapter_off, evaluating
-from .subject import Fingerprint, Head, Reducer, Trace
+from .subject import Fingerprint, Head, Reducer, Subject, Trace
 from .vocabulary import real_vocabulary
 
 if TYPE_CHECKING:
@@ -79,9 +79,11 @@ class HuggingFaceSubject:
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """Raises InputError where the model was wrapped without one."""
+        """Raises NoTokenizerError (an InputError) where the model was wrapped without one."""
         if self._tokenizer is None:
-            raise InputError(f"{self.name}: wrapped without a tokenizer, it reads ids only; use wrap(model, tokenizer)")
+            raise NoTokenizerError(
+                f"{self.name}: wrapped without a tokenizer, it reads ids only; use wrap(model, tokenizer)"
+            )
         return self._tokenizer
 
     @property
@@ -232,6 +234,10 @@ class HuggingFaceSubject:
                 "was the text encoded with another model's tokenizer?"
             )
         return ids, mask
+
+
+# isinstance looks at every attribute on Python 3.11, and one without a tokenizer lacks that one
+Subject.register(HuggingFaceSubject)
 
 
 @contextmanager

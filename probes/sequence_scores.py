@@ -15,7 +15,8 @@ from .shards import Progress, ScoreCache, item_key, run_in_shards
 from .subject import RewardSubject, Subject
 
 SCORER_VERSION = 2  # raise it when a change moves a score: cached scores of before are then not used
-READOUT_ROWS = 1024  # logits are made for this many positions at a time
+READOUT_BYTES = 25 * 2**20  # logits made at a time: more of them leave the caches, and most of the memory is theirs
+ALIKE = 0.8  # a batch ends where rows get shorter than this share of its longest: padding costs a whole forward
 
 Folder = str | os.PathLike[str]
 
@@ -48,8 +49,8 @@ def score_sequences(
     """Summed log-probability (nats, float64) and number of scored tokens of every sequence, in order.
 
     total = sum over t >= start of z[t-1, id[t]] - logsumexp(z[t-1, :vocab]), logits z in float32, sum in float64.
-    Only positions that predict scored tokens pass the head, 1024 at a time. Batches hold sequences of like length,
-    padded on the right to at most `batch_tokens` ids (or one sequence). Equal sequences are scored once.
+    Only positions that predict scored tokens pass the head, 25 MB of logits at a time. Batches hold sequences of like
+    length, padded on the right to at most `batch_tokens` ids (or one sequence). Equal sequences are scored once.
     vocab: rows of the head that belong to tokens; the rest is masked. text_facts: how the text became ids, part of the
     cache's key. shards, cache: folders (see shards.py).
     """
@@ -124,7 +125,10 @@ def _in_batches(
     scores: list[float] = []
     while len(scores) < len(sequences):
         rest = sequences[len(scores) :]
-        scores += score(rest[: max(1, batch_tokens // len(rest[0].ids))])
+        width = len(rest[0].ids)
+        most = rest[: max(1, batch_tokens // width)]
+        alike = next((i for i, sequence in enumerate(most) if len(sequence.ids) < ALIKE * width), len(most))
+        scores += score(most[:alike])
     return scores
 
 
@@ -139,7 +143,8 @@ def _log_probs(subject: Subject, batch: list[TokenSequence], vocab: int | None) 
         residual = subject.trace(ids, mask, reduce=rows_at(rows, columns), layers=[last])[last]
         targets = ids[rows, columns + 1]
         scores = [torch.empty(0, dtype=torch.float64)]
-        for h, target in zip(residual.split(READOUT_ROWS), targets.split(READOUT_ROWS), strict=True):
+        chunk = max(1, READOUT_BYTES // (4 * subject.vocab_size))
+        for h, target in zip(residual.split(chunk), targets.split(chunk), strict=True):
             z = subject.readout(h)[:, :vocab]  # [rows, vocab]
             scores.append(token_log_probs(z, target.to(z.device)).cpu())
     return [part.sum().item() for part in torch.cat(scores).split(counts)]

@@ -91,7 +91,7 @@ class Subject(Protocol):
     def limit(self) -> int | None: ...  # longest input in tokens; None where the model states none
 
     @property
-    def tokenizer(self) -> "PreTrainedTokenizerBase": ...  # raises InputError where the model was wrapped without one
+    def tokenizer(self) -> "PreTrainedTokenizerBase": ...  # raises NoTokenizerError where it was wrapped without one
 
     def trace(
         self,

@@ -124,12 +124,12 @@ def test_scores_equal_a_naive_loop_in_float64():
     assert list(scores["pair_id"]) == ["a", "b", "c", "d", "e"]
 
 
-def test_float32_costs_less_than_a_millionth_of_a_nat_a_token(policy):
+def test_float32_costs_less_than_5e_6_nats_a_token(policy):
     scores = score_pairs(policy, None, ROWS)
     exact = score_pairs(subject(0, dtype=torch.float64), None, ROWS)
     for side in ("chosen", "rejected"):
         moved = np.abs(scores[f"policy_{side}"] - exact[f"policy_{side}"]) / scores[f"n_{side}"]
-        assert 0 < moved.max() < 1e-6
+        assert 0 < moved.max() < 5e-6
 
 
 def test_rows_of_the_head_without_a_token_are_masked():

@@ -11,6 +11,7 @@ import zoo as models
 from alignscope import InputError, Subject
 from alignscope.probes.capture import rows_at
 from alignscope.probes.loading import load, wrap
+from alignscope.probes.sequence_scores import TokenSequence, score_sequences
 
 CLOSE = 1e-5
 ROWS = ([7, 300, 41, 12, 260, 9, 88], [33, 5], [400, 21, 21, 76], [90, 264, 227, 73, 71, 90])
@@ -261,7 +262,10 @@ def test_logits_follow_the_callers_gradient_mode():
 
 def test_without_a_tokenizer_ids_are_read_and_text_is_not():
     subject = wrap(live())
+    assert isinstance(subject, Subject)
     assert logits(subject, *padded(ROWS)).shape == (4, 7, 411)
+    (total, n), *_ = score_sequences(subject, [TokenSequence((5, 6, 7), 1)])
+    assert (total < 0, n) == (True, 2)
     assert subject.head().vocab == 411
     with pytest.raises(InputError, match="wrapped without a tokenizer"):
         subject.tokenizer  # noqa: B018

@@ -65,6 +65,7 @@ def token_log_probs(logits: Float[Tensor, "r V"], targets: Int[Tensor, "r"]) -> 
     Peak and log of the sum are kept apart until then: added in float32 they lose the digits of the larger.
     """
     peak = logits.detach().amax(-1)  # [r]; the gradient of a shift is 0
-    log_sum = (logits - peak[:, None]).exp().sum(-1).log()
     chosen = logits.gather(1, targets[:, None])[:, 0]
+    shifted = logits - peak[:, None]
+    log_sum = (shifted.exp() if shifted.requires_grad else shifted.exp_()).sum(-1).log()
     return chosen.double() - peak.double() - log_sum.double()
