@@ -43,20 +43,19 @@ def demo(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train small models with known answers (about two minutes), audit them, print each estimate beside its truth.
+    """Train small models with known answers (two minutes), audit them, print each estimate beside its exact truth.
 
     Example: alignscope demo
     """
-    from ..cache import cache_folder
+    from ..dashboards.page import render_page
     from ..diagnose.audit import audit
+    from ..diagnose.run_directory import write_atomically
     from ..organisms import build_preference_organism, truth_table
     from .finish import command_line, finish
     from .progress import progress_bar
 
     with progress_bar(quiet) as progress:
-        organism = build_preference_organism(
-            cache_folder() / "organisms" / f"preference-{seed}", seed=seed, progress=progress
-        )
+        organism = build_preference_organism(seed=seed, progress=progress)
         report = audit(
             organism.dpo,
             organism.base,
@@ -72,9 +71,13 @@ def demo(
         )
     truths = beside_truth(report, truth_table(organism))
     truths.to_csv(out / "truth.csv", index=False)
-    finish(report, out, [], as_json=as_json, quiet=quiet)
-    if not as_json:
-        print_truths(truths)
+    write_atomically(out / "report.html", render_page(report))
+    if as_json:
+        finish(report, out, [], as_json=True, quiet=quiet)
+        return
+    print_truths(truths)
+    typer.echo(f"\nthe audit: {out / 'report.json'}\nas a page: {out / 'report.html'} (open it in a browser)")
+    typer.echo(f"in the terminal: alignscope show {out}")
 
 
 def beside_truth(report: "Report", truths: "pd.DataFrame") -> "pd.DataFrame":
@@ -82,18 +85,21 @@ def beside_truth(report: "Report", truths: "pd.DataFrame") -> "pd.DataFrame":
     import pandas as pd
 
     rows = []
-    for row in truths.itertuples(index=False):
-        estimate = report.estimate(str(row.estimate_key))
-        known = estimate.low is not None and estimate.high is not None
+    for key, truth, definition in zip(
+        truths["estimate_key"].astype(str), truths["truth"].tolist(), truths["definition"], strict=True
+    ):
+        estimate = report.estimate(key)
         rows.append(
             {
-                "estimate": row.estimate_key,
+                "estimate": key,
                 "value": estimate.value,
                 "low": estimate.low,
                 "high": estimate.high,
-                "truth": row.truth,
-                "inside": (estimate.low <= row.truth <= estimate.high) if known else None,  # type: ignore[operator]
-                "definition": row.definition,
+                "truth": truth,
+                "inside": None
+                if estimate.low is None or estimate.high is None
+                else estimate.low <= truth <= estimate.high,
+                "definition": definition,
             }
         )
     return pd.DataFrame(rows)

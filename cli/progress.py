@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+EVERY = 2.0  # seconds between two lines of a stage in a log
+
+
 class Report(Protocol):
     def __call__(self, stage: str, done: int, total: int) -> None: ...
 
@@ -55,11 +58,12 @@ class _Bars:
 
 
 class _Lines:
-    """A log has no cursor: print when a stage crosses a tenth, with the time it still needs."""
+    """A log has no cursor: a line where a stage begins, at each tenth (at most one in 2 s), and at its end."""
 
     def __init__(self) -> None:
         self.tenths: dict[str, int] = {}
-        self.started: dict[str, tuple[float, int]] = {}  # stage -> (time, rows done then): resumed rows cost nothing
+        self.started: dict[str, tuple[float, int]] = {}  # stage -> (time, done then): resumed work costs nothing
+        self.printed: dict[str, float] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         import time
@@ -67,9 +71,10 @@ class _Lines:
         now = time.monotonic()
         start, first = self.started.setdefault(stage, (now, done))
         tenth = 10 * done // max(total, 1)
-        if self.tenths.get(stage, -1) >= tenth:
+        soon = done < total and now - self.printed.get(stage, -EVERY) < EVERY
+        if self.tenths.get(stage, -1) >= tenth or soon:
             return
-        self.tenths[stage] = tenth
+        self.tenths[stage], self.printed[stage] = tenth, now
         left = f", about {(now - start) / (done - first) * (total - done):.0f} s left" if first < done < total else ""
         sys.stderr.write(f"{stage}: {done} of {total}{left}\n")
         sys.stderr.flush()

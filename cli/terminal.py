@@ -65,12 +65,12 @@ def print_checks(result: "SectionResult", console: "Console") -> None:
 
 
 def _cells(estimate: "Estimate") -> tuple[str, str, str]:
-    unit = f" {estimate.unit}" if estimate.unit and estimate.unit != "share" else ""
+    unit = "" if estimate.unit in ("", "share", "share difference", "p") else f" {estimate.unit}"
     n = str(estimate.n) if estimate.n_clusters is None else f"{estimate.n} ({estimate.n_clusters})"
     if estimate.value is None:
         return "-", estimate.reason or "", n
     if estimate.low is None or estimate.high is None:
-        interval = "exact" if estimate.level is None else (estimate.reason or "")
+        interval = "" if estimate.level is None else (estimate.reason or "")
     else:
         interval = f"[{estimate.low:.4g}, {estimate.high:.4g}]"
     return f"{estimate.value:.4g}{unit}", interval, n

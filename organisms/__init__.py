@@ -1,1 +1,15 @@
+"""Small checkpoints with known answers: for the demo, the tests and the validity figures."""
 
+from .population import population_table
+from .preference import PreferenceOrganism, build_preference_organism, open_preference_organism
+from .recipe import Recipe
+from .truth import truth_table
+
+__all__ = [
+    "PreferenceOrganism",
+    "Recipe",
+    "build_preference_organism",
+    "open_preference_organism",
+    "population_table",
+    "truth_table",
+]

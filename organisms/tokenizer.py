@@ -28,7 +28,7 @@ WORDS = (
     *(f"style{i}" for i in range(STYLES)),
     *(f"filler{i}" for i in range(FILLERS)),
     *(f"s{i}" for i in range(SYMBOLS)),
-    "<reserved>",                             # fills the vocabulary to 32: no padded head row, whose mass someone must mask
+    "<reserved>",                             # fills the vocabulary to 32: a padded head row would need masking
 )
 ID = {word: i for i, word in enumerate(WORDS)}
 PAD, BOS, EOS = ID["<pad>"], ID["<bos>"], ID["<eos>"]

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedModel
 
 from .enumeration import N_PROMPT
@@ -54,7 +54,7 @@ def reward_model(base: LlamaForCausalLM) -> LlamaForSequenceClassification:
 def _config() -> LlamaConfig:
     return LlamaConfig(
         vocab_size=len(WORDS), hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=32, tie_word_embeddings=False, initializer_range=0.05,
+        num_key_value_heads=4, max_position_embeddings=32, tie_word_embeddings=False, initializer_range=0.1,
         pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS,
     )
 
@@ -102,7 +102,7 @@ def train_dpo(
     def loss(i: int) -> Tensor:
         of_a, of_b = response_log_probs(model, _both(pairs, batches[i])).chunk(2)
         margin = beta * (of_a - of_b - shift[batches[i]])
-        return F.binary_cross_entropy_with_logits(margin, target[batches[i]])
+        return binary_cross_entropy_with_logits(margin, target[batches[i]])
 
     _optimise(model, loss, steps=len(batches), rate=rate, step=step)
 
@@ -115,7 +115,7 @@ def train_reward(
 
     def loss(i: int) -> Tensor:
         of_a, of_b = model(input_ids=_both(pairs, batches[i]), use_cache=False).logits[:, 0].chunk(2)
-        return F.binary_cross_entropy_with_logits(of_a - of_b, target[batches[i]])
+        return binary_cross_entropy_with_logits(of_a - of_b, target[batches[i]])
 
     _optimise(model, loss, steps=len(batches), rate=rate, step=step)
 

@@ -1,7 +1,7 @@
 """The closed world of the preference organism: what can be asked, what can be answered, and what an answer is worth.
 
-A prompt is a topic, a style and a filler; a response is exactly four symbols out of four. That makes 192 prompts and 256
-responses a prompt, so that every distribution over responses is a vector which can be written down.
+A prompt is a topic, a style and a filler; a response is exactly four symbols out of four. That makes 192 prompts and
+256 responses a prompt, so that every distribution over responses is a vector which can be written down.
 """
 
 from dataclasses import dataclass
@@ -104,7 +104,7 @@ class Draws:
         return self.votes_a / self.votes
 
 
-def pair_law(log_probs: Float[ndarray, "p 256"]) -> Float[ndarray, "p 256 256"]:
+def pair_law(log_probs: Float[ndarray, "p k"]) -> Float[ndarray, "p k k"]:
     """P(first = i, second = j) of two independent responses, given that they differ: w_i w_j / (1 - sum w^2)."""
     w = normalised(log_probs)
     law = w[:, :, None] * w[:, None, :]
@@ -129,8 +129,8 @@ def draw_pairs(
 ) -> Draws:
     """`draws` pairs a prompt, both responses from `log_probs`, and Bernoulli votes with P(a wins) = sigmoid(r_a - r_b).
 
-    distinct: of repeated pairs of one prompt (in either order) only the first draw stays. A pair {i, j} then occurs with
-    probability 1 - (1 - p_ij)^draws, which `truth.py` uses; readers of preference files drop repeats anyway.
+    distinct: of repeated pairs of one prompt (in either order) only the first draw stays. A pair {i, j} then occurs
+    with probability 1 - (1 - p_ij)^draws, which `truth.py` uses; readers of preference files drop repeats anyway.
     """
     true_reward = rewards()
     rows: list[tuple[int, int, int]] = []

@@ -1,0 +1,32 @@
+"""A report in, pictures out. Figures compute no diagnostic; what a report does not hold is not drawn."""
+
+from typing import TYPE_CHECKING
+
+import plotly.graph_objects as go
+
+from .profiles import contrast_profile, layer_profile
+from .ranking_figures import ranking_figures
+from .spinal_figures import spinal_figures
+
+if TYPE_CHECKING:
+    from ..diagnose.report import Report
+
+__all__ = ["contrast_profile", "layer_profile", "ranking_figures", "report_figures", "spinal_figures"]
+
+_BY_SECTION = {"ranking": ranking_figures, "spinal": spinal_figures, "spinal_trace": spinal_figures}
+
+
+def report_figures(report: "Report") -> dict[str, go.Figure]:
+    """Every figure of the report by name, 'section.figure'; sections that have none (doctor) add none.
+
+    `figure.layout.meta` holds the title and how to read the figure, as plain text.
+    """
+    found = {}
+    for section in report.sections:
+        draw = _BY_SECTION.get(section.name)
+        if draw is None:
+            continue
+        tables = {name: report.to_frame(f"{section.name}.{name}") for name in section.tables}
+        for name, figure in draw(tables, section.estimates, settings=section.settings).items():
+            found[f"{section.name}.{name}"] = figure
+    return found
