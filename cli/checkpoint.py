@@ -21,6 +21,7 @@ def trace(
     out: options.Out,
     base: options.Base = None,
     template: options.Template = "auto",
+    eos: options.Eos = "auto",
     max_tokens: options.MaxTokens = 128,
     max_invalid: options.MaxInvalid = 0.05,
     fail_if: options.FailIf = None,
@@ -49,6 +50,7 @@ def trace(
             out=out,
             base=base,
             template=template,
+            eos=eos,
             max_tokens=max_tokens,
             max_invalid=max_invalid,
             seed=seed,
@@ -67,38 +69,36 @@ def doctor(
     ] = None,
     base: options.Base = None,
     prompts: Annotated[Path | None, typer.Option(help="Texts to probe with; default: 16 built in.")] = None,
+    fail_if: options.FailIf = None,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
     as_json: options.AsJson = False,
 ) -> None:
     """Say whether a checkpoint is measurable: read-out, batch and padding invariance, tokenizer, template, memory.
 
-    Example: alignscope doctor my-model/
+    \b
+    One model:      alignscope doctor my-model/
+    A gate in CI:   alignscope doctor my-model/ --fail-if 'doctor.batch>5e-6'
     """
-    from ..diagnose.doctor import examine
-    from ..probes.inputs import read_prompts
-    from ..probes.policy import load_policy_and_reference
+    from ..diagnose.gates import Gate
 
-    subject, other = load_policy_and_reference(checkpoint, reference, base=base, dtype=dtype, device=device)
-    texts = [p.text for p in read_prompts(prompts) if isinstance(p.text, str)] if prompts else None
-    result = examine(subject, texts, reference=other)
+    gates = [Gate.parse(text) for text in fail_if or []]
+
+    from ..diagnose.doctor_run import doctor_run
+    from .finish import command_line, report_gates
+
+    report = doctor_run(
+        checkpoint, reference, base=base, prompts=prompts, dtype=dtype, device=device, command=command_line()
+    )
     if as_json:
         import json
 
-        typer.echo(
-            json.dumps(
-                {
-                    "section": result.section.model_dump(),
-                    "findings": [f.model_dump() for f in result.findings],
-                    "checks": result.tables["checks"].to_dict(orient="records"),
-                },
-                indent=2,
-                default=str,
-            )
-        )
-        return
-    from rich.console import Console
+        checks = report.to_frame("doctor.checks").to_dict(orient="records")
+        typer.echo(json.dumps(report.model_dump() | {"checks": checks}, indent=2, default=str))
+    else:
+        from rich.console import Console
 
-    from .terminal import print_checks
+        from .terminal import print_checks
 
-    print_checks(result, Console())
+        print_checks(report, Console())
+    report_gates(report, gates)

@@ -32,6 +32,11 @@ def finish(report: "Report", out: Path, gates: "Sequence[Gate]", *, as_json: boo
         typer.echo(
             f"\nreport: {out / 'report.json'}\npage:   alignscope page {shlex.quote(str(out))} -o report.html", err=True
         )
+    report_gates(report, gates)
+
+
+def report_gates(report: "Report", gates: "Sequence[Gate]") -> None:
+    """Exit with 1 if a gate fires, and say which."""
     fired = [gate for gate in gates if gate.fires(report)]
     for gate in fired:
         estimate = report.estimate(gate.estimate)

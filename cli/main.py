@@ -5,14 +5,31 @@ Exit codes: 0 done; 1 a --fail-if gate fired; 2 bad input; 3 an unexpected failu
 
 import sys
 import traceback
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from ..errors import InputError
 from . import audit, checkpoint, demo, views
 
+INTERRUPTED = "alignscope: interrupted; what was finished is kept, the same command continues"
+
+
+class _Commands(TyperGroup):
+    """The commands; on Ctrl-C they say what became of the work (typer alone would leave without a word)."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            typer.echo(INTERRUPTED, err=True)
+            raise typer.Exit(130) from error
+
+
 app = typer.Typer(
     name="alignscope",
+    cls=_Commands,
     help="What preference training did to a language model: audits of checkpoints, in numbers with intervals.",
     epilog="Start here: `alignscope demo` trains small models with known answers and audits them; no network.",
     no_args_is_help=True,
@@ -52,7 +69,7 @@ def main() -> None:
         typer.echo(f"alignscope: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        typer.echo("alignscope: interrupted; what was finished is kept, the same command continues", err=True)
+        typer.echo(INTERRUPTED, err=True)
         sys.exit(130)
     except Exception:  # noqa: BLE001  the last frame: an uncaught error would exit with 1, which means a fired gate
         traceback.print_exc()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..diagnose.report import Estimate, Report, SectionResult
+    from ..diagnose.report import Estimate, Report
 
 _STYLE = {"alarm": "bold red", "notice": "yellow", "info": "cyan"}
 _WIDE = 100  # columns from which a table shows unit and method
@@ -40,7 +40,7 @@ def print_report(report: "Report", console: "Console") -> None:
             console.print(f"[dim]{section.cost.seconds:.0f} s, peak {section.cost.peak_memory_mb:.0f} MB[/dim]")
 
 
-def print_checks(result: "SectionResult", console: "Console") -> None:
+def print_checks(report: "Report", console: "Console") -> None:
     """The doctor's table, a row a check, then what follows from it."""
     from rich.markup import escape
     from rich.table import Table
@@ -49,7 +49,7 @@ def print_checks(result: "SectionResult", console: "Console") -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("check", "value", "unit", "threshold", "verdict", "advice"):
         table.add_column(column, overflow="fold")
-    for row in result.tables["checks"].itertuples(index=False):
+    for row in report.to_frame("doctor.checks").itertuples(index=False):
         table.add_row(
             escape(str(row.check)),
             escape(str(row.value)),
@@ -58,9 +58,10 @@ def print_checks(result: "SectionResult", console: "Console") -> None:
             f"[{verdicts[str(row.verdict)]}]{row.verdict}[/]",
             escape(str(row.advice)),
         )
-    console.print(f"[bold]{escape(result.section.title)}[/bold]  {escape(result.section.summary)}")
+    section = report.section("doctor")
+    console.print(f"[bold]{escape(section.title)}[/bold]  {escape(section.summary)}")
     console.print(table)
-    for finding in result.findings:
+    for finding in report.findings:
         console.print(f"[{_STYLE[finding.severity]}]{finding.severity:>6}[/]  {escape(finding.sentence)}")
 
 

@@ -215,13 +215,21 @@ def _verdict(report: Report) -> str:
 
 def _sureness(report: Report) -> Iterator[str]:
     """How far the numbers carry, in sentences."""
-    for name, facts in report.manifest.data.items():
-        aside = facts.get("set_aside") or {}
-        used = facts.get("scored", facts["usable"])
-        lost = ", ".join(f"{number(n)} {REASONS.get(reason, reason)}" for reason, n in aside.items())
-        yield f"{name.capitalize()}: {number(used)} of {number(facts['rows'])} rows used" + (
-            f"; set aside: {lost}." if lost else "; none was set aside."
+    data = report.manifest.data
+    if "scored" in data.get("pairs", {}):
+        yield f"{number(data['pairs']['scored'])} of {number(data['pairs']['rows'])} pairs were scored" + _lost(
+            data["pairs"].get("set_aside") or {}
         )
+    for section in report.sections:
+        counts = section.counts
+        if {"prompts", "rows"} <= set(counts):
+            aside = {
+                "could not be read": counts.get("set_aside", 0),
+                "repeat the tokens of another": counts.get("duplicate_prompts", 0),
+                "gave a NaN or infinity": counts.get("nonfinite_rows", 0),
+            }
+            read = f"{number(counts['prompts'])} of {number(counts['rows'])} prompts were traced"
+            yield read + _lost({reason: n for reason, n in aside.items() if n})
     levels = {e.level for s in report.sections for e in s.estimates.values() if e.low is not None and e.level}
     for level in sorted(levels):
         yield (
@@ -231,6 +239,12 @@ def _sureness(report: Report) -> Iterator[str]:
     missing = sum(e.value is None for s in report.sections for e in s.estimates.values())
     if missing:
         yield f"{missing} numbers could not be had; each says why in the tables below."
+
+
+def _lost(aside: Mapping[str, int]) -> str:
+    """The end of a sentence about rows: why some were not used."""
+    lost = ", ".join(f"{number(n)} {REASONS.get(reason, reason)}" for reason, n in aside.items())
+    return f"; not used: {lost}." if lost else "; none was set aside."
 
 
 def _facts(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -14,18 +14,25 @@ CLASSES = {
     "hard": "hard",
     "unknown": "unknown",
 }
-REASONS = {
+REASONS = {  # why rows were set aside, and what is said of rows that were kept
+    "not_a_row": "the line or entry is no row of columns",
     "missing_field": "a column that the row needs is missing or empty",
     "not_string": "a prompt or completion is not text",
+    "mixed_forms": "strings and messages are mixed in one row",
+    "not_encodable": "the tokenizer has no ids for the text",
+    "template_refused": "the chat template refuses the messages",
+    "empty_prompt": "the prompt is empty",
     "empty_completion": "a completion is empty",
     "identical_completions": "chosen and rejected are the same",
     "prompt_mismatch": "chosen and rejected answer different prompts",
     "no_context": "nothing precedes the first token to be scored",
     "no_scored_token": "no token of the completion could be scored",
+    "no_token": "the prompt has no token of its own",
     "too_long": "longer than the model's context",
     "non_finite_policy": "the policy gave no finite score",
     "non_finite_reference": "the reference gave no finite score",
-    "non_finite_reward": "the reward model gave no finite score",
+    "nonfinite_row": "the model's residual stream is not finite",
+    "label_invalid": "the label is neither a nor b",
     "votes_invalid": "the votes or the preference are no share of anything",
     "duplicate_pair": "the same pair stood there before",
     "boundary_shift": "kept: the prompt's last token merges with the completion; both sides start earlier",
@@ -33,8 +40,6 @@ REASONS = {
     "human_tie": "kept out of the accuracies: people were undecided",
     "swapped": "kept: turned round so that chosen is what most people preferred",
     "contradicting_pair": "kept: the same two completions also stand the other way round",
-    "invalid_json": "the line is not JSON",
-    "not_an_object": "the row is not an object of columns",
 }
 
 

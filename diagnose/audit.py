@@ -3,22 +3,28 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..probes.encoding import TextPolicy
 from ..probes.inputs import PairFile, PromptFile, check_invalid, distinct_prompts, read_pairs, read_prompts
-from ..probes.policy import load_policy_and_reference
+from ..probes.loading import adapter_base
+from ..probes.policy import ADAPTER_DISABLED, is_adapter, load_policy_and_reference
+from ..probes.rendering import read_template
 from ..probes.reward import load_reward
 from ..probes.scoring import score_pairs
-from .manifest import count_reasons, data_facts, model_facts, package_versions
+from ..probes.vocabulary import same_ids
+from .manifest import count_reasons, data_facts, first_rows, model_facts, package_versions
+from .model_findings import model_findings
 from .naming import short_name
-from .ranking_report import ranking_report
+from .ranking_report import ranking_report, require_ranking_settings
 from .report import Manifest, Report, SectionResult
 from .run_directory import RunDirectory, Stopwatch
 from .spinal import compare_spinal, spinal_trace
+from .spinal_contrast import terminal_window
 
 if TYPE_CHECKING:
+    from ..probes.explicit_scores import RewardFunction
     from ..probes.pair_table import PairScores
     from ..probes.subject import RewardSubject, Subject
 
@@ -32,9 +38,9 @@ def audit(
     pairs: "str | os.PathLike[str] | Iterable[Any] | PairFile",
     *,
     base: str | os.PathLike[str] | None = None,
-    reward: "str | os.PathLike[str] | RewardSubject | None" = None,
+    reward: "str | os.PathLike[str] | RewardSubject | RewardFunction | None" = None,
     prompts: "str | os.PathLike[str] | Iterable[Any] | PromptFile | None" = None,
-    only: Sequence[str] | None = None,
+    only: Sequence[str] | str | None = None,
     out: str | os.PathLike[str] | None = None,
     template: str = "auto",
     eos: str = "auto",
@@ -69,14 +75,28 @@ def audit(
     share `max_invalid`.
     """
     sections = _sections(only, reference)
+    text = TextPolicy(template, eos, boundary, max_length, over_length)
+    _require_settings(text, (beta, ties, smoothing, assumed_preference), terminal)
+    if callable(reward) and not hasattr(reward, "rewards") and out is not None:
+        raise InputError(
+            "reward: a function cannot be told from another one when a run continues; leave out= away, or give its "
+            "scores as columns explicit_chosen and explicit_rejected of the pairs"
+        )
     pair_file = pairs if isinstance(pairs, PairFile) else read_pairs(pairs)
     check_invalid(pair_file, max_invalid)
     prompt_file = _prompts(prompts, pair_file, seed, max_invalid) if "spinal" in sections else None
-    subject, other = load_policy_and_reference(policy, reference, base=base, dtype=dtype, device=device)
-    judge = _reward(reward, base, reference, dtype)
+    adapters = [is_adapter(model) for model in (policy, reference, reward)]
+    if base is not None and not any(adapters):
+        raise InputError(f"--base {base}: no adapter folder among policy, reference and reward: nothing takes a base")
+    subject, other = load_policy_and_reference(
+        policy, reference, base=base if any(adapters[:2]) else None, dtype=dtype, device=device
+    )
+    if prompt_file is not None and other is not None and terminal != "last_third":  # which may have no window: a null
+        terminal_window(terminal, other.n_layers)
+    judge = _reward(reward, base, reference, dtype, device)
 
     models: dict[str, Any] = {"policy": subject, "reference": other, "reward": judge}
-    models = {role: model for role, model in models.items() if model is not None}
+    models = {role: model for role, model in models.items() if hasattr(model, "fingerprints")}
     data = {"pairs": data_facts(pair_file), **({"prompts": data_facts(prompt_file)} if prompt_file else {})}
     settings: dict[str, Any] = {
         "sections": list(sections),
@@ -96,14 +116,23 @@ def audit(
     }
     run = None
     if out is not None:
-        identity = {role: model.fingerprint for role, model in models.items()}
+        identity = {role: _identity(model) for role, model in models.items()}
         hashes = {name: facts["sha256"] for name, facts in data.items()}
         run = RunDirectory(
-            out, {"kind": "audit", "seed": seed, "models": identity, "data": hashes, "settings": settings}
+            out,
+            {
+                "kind": "audit",
+                "alignscope": package_versions()["alignscope"],
+                "seed": seed,
+                "models": identity,
+                "data": hashes,
+                "settings": settings,
+            },
         )
         if run.finished:
             return Report.load(run.path)
     watch = run.watch if run else Stopwatch()
+    progress = watch.ticking(progress)
 
     results: list[SectionResult] = []
     if "ranking" in sections:
@@ -130,6 +159,7 @@ def audit(
             ).section()
         results.append(_costed(ranking, watch, "ranking"))
     if prompt_file is not None and other is not None:
+        same_text = other.fingerprints.tokenizer is None or same_ids(subject, other)
         with watch.timed("spinal"):
             base_trace, policy_trace = (
                 spinal_trace(
@@ -137,9 +167,12 @@ def audit(
                     prompt_file,
                     max_tokens=max_tokens,
                     template=template,
+                    eos=eos,
+                    max_invalid=max_invalid,
                     seed=seed,
                     shards=run.stage(f"trace_{role}") if run else None,
                     progress=progress,
+                    tokenizer=subject.tokenizer if same_text else None,
                 )
                 for role, model in (("reference", other), ("policy", subject))
             )
@@ -154,6 +187,10 @@ def audit(
             ).section()
         results.append(_costed(comparison, watch, "spinal"))
 
+    results[0] = replace(
+        results[0],
+        findings=(*model_findings(subject, other, section=results[0].section.name), *results[0].findings),
+    )
     manifest = Manifest(
         command=command,
         models={role: model_facts(model) for role, model in models.items()},
@@ -176,9 +213,26 @@ def audit(
     return report
 
 
-def _sections(only: Sequence[str] | None, reference: object) -> tuple[str, ...]:
+def _require_settings(text: TextPolicy, ranking: tuple[float, str, str, float | None], terminal: str) -> None:
+    """Refuse what can be seen to be wrong before a file is read: a bad value must not cost an hour, or a run folder."""
+    if text.template not in ("auto", "chat", "none"):
+        read_template(text.template)
+    beta, ties, smoothing, assumed_preference = ranking
+    require_ranking_settings((beta,), 1, ties, smoothing, assumed_preference, 1)
+    terminal_window(terminal, 10**6)
+
+
+def _identity(model: Any) -> dict[str, Any]:
+    """What a number depends on besides the weights: all of it must be the same for a run to continue."""
+    facts = {name: model.facts.get(name) for name in ("dtype", "attention", "readout", "reward_index")}
+    return {"fingerprint": model.fingerprint, **{name: value for name, value in facts.items() if value is not None}}
+
+
+def _sections(only: Sequence[str] | str | None, reference: object) -> tuple[str, ...]:
+    if isinstance(only, str):
+        only = [name.strip() for name in only.split(",")]
     unknown = sorted({*(only or ())} - {*SECTIONS})
-    if unknown:
+    if unknown or only == []:
         raise InputError(f"--only {','.join(unknown)}: no such section; choose from {', '.join(SECTIONS)}")
     wanted = tuple(name for name in SECTIONS if only is None or name in only)
     if reference is not None:
@@ -196,16 +250,23 @@ def _prompts(prompts: Any, pairs: PairFile, seed: int, max_invalid: float) -> Pr
     return file
 
 
-def _reward(reward: Any, base: Any, reference: Any, dtype: str) -> "RewardSubject | None":
+def _reward(reward: Any, base: Any, reference: Any, dtype: str, device: str) -> Any:
+    """A reward adapter's base: `base`, else the path in its config if that exists, else the reference."""
     if not isinstance(reward, str | os.PathLike):
         return reward
-    adapter = (Path(reward) / "adapter_config.json").is_file()
-    fallback = reference if isinstance(reference, str | os.PathLike) else None
-    return load_reward(reward, base=(base or fallback) if adapter else None, dtype=dtype)
+    found = None
+    if is_adapter(reward):
+        named = reference if isinstance(reference, str | os.PathLike) and reference != ADAPTER_DISABLED else None
+        found = base or adapter_base(reward) or (None if is_adapter(named) else named)
+    return load_reward(reward, base=found, dtype=dtype, device=device)
 
 
 def _scored(scores: "PairScores") -> dict[str, Any]:
-    return {"scored": len(scores.frame), "set_aside": count_reasons(scores.invalid)}
+    return {
+        "scored": len(scores.frame),
+        "set_aside": count_reasons(scores.invalid),
+        "set_aside_rows": first_rows(scores.invalid),
+    }
 
 
 def _costed(result: SectionResult, watch: Stopwatch, stage: str) -> SectionResult:

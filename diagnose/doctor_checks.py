@@ -18,6 +18,7 @@ NOTICE_NATS = 5e-4
 OK_LOGIT = 1e-5  # of the largest logit
 NOTICE_LOGIT = 1e-4
 _INVARIANCE = f"<= {OK_NATS:g} ok, <= {NOTICE_NATS:g} notice"
+REPLACED = "what they hold is replaced before the model sees it, so the pad's id cannot matter"
 _HALF = ("bfloat16", "float16")
 
 
@@ -65,7 +66,7 @@ def forward_checks(subject: "Subject", probe: ProbeRows, pad: int) -> list[Check
             moved(wide),
             n,
             half,
-            f"{probe.pads} more pads on the right, of another id; {rows}",
+            f"{probe.pads} more pads on the right ({REPLACED}); {rows}",
         ),
         _invariance("row order", moved(reversed_), n, half, "the same rows in reverse order"),
         _left(moved(left), n, half),

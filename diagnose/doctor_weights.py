@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..probes.loading import wrap
+from ..probes.opening import DTYPES
+from ..probes.vocabulary import same_ids
 from .doctor_checks import Check
 from .probe_rows import ProbeRows, padded, row_scores
 from .run_directory import peak_memory_mb
@@ -37,13 +39,16 @@ def loading_check(subject: "Subject") -> Check:
 
 
 def precision_check(subject: "Subject", reference: "Subject | None") -> Check:
-    """Dtype on disk, quantisation and grid share of the file, beside the reference's."""
+    """Dtype on disk, quantisation and grid share of the file, beside the reference's.
+
+    Two roundings of the same weights differ, so a pair stored in two of them shows a change that no training made.
+    """
     own, other = _precision(subject), None if reference is None else _precision(reference)
     share = grid_share(getattr(subject, "model", None))
     stored, scheme = own
     coarse = scheme is not None or (stored is not None and any(part not in _FULL for part in stored.split(", ")))
     on_grid = share is not None and share > 0.5
-    differs = other is not None and other[1] != scheme
+    differs = other is not None and (other[1] != scheme or _rounded_otherwise(stored, other[0]))
     if differs:
         advice = f"the reference is stored as {_described(other)}: rounding would count as training; use one scheme"
     elif scheme or on_grid:
@@ -148,7 +153,7 @@ def reference_checks(subject: "Subject", reference: "Subject", probe: ProbeRows,
     """Tokenizer, template and head width beside the reference's, and how far apart the two models are."""
     mine, theirs = subject.fingerprints, reference.fingerprints
     rows = [
-        _same("tokenizer of the reference", mine.tokenizer == theirs.tokenizer, "text becomes other ids in each model"),
+        _same("tokenizer of the reference", same_ids(subject, reference), "text becomes other ids in each model"),
         _same("template of the reference", mine.template == theirs.template, "prompts differ unless --template none"),
         _same(
             "head of the reference",
@@ -204,6 +209,12 @@ def _same(check: str, same: bool, consequence: str) -> Check:
 
 def _precision(subject: "Subject") -> tuple[str | None, str | None]:
     return subject.facts.get("dtype_on_disk"), subject.facts.get("quantization")
+
+
+def _rounded_otherwise(first: str | None, second: str | None) -> bool:
+    """Whether most float tensors of two files have different types; False where that is not known of both."""
+    kinds = [next((part for part in (stored or "").split(", ") if part in DTYPES), None) for stored in (first, second)]
+    return None not in kinds and kinds[0] != kinds[1]
 
 
 def _described(precision: Any) -> str:

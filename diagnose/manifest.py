@@ -1,11 +1,12 @@
 """Facts for the manifest: everything the numbers of a run depend on."""
 
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from ..probes.inputs import PairFile, PromptFile
+from ..probes.inputs import Invalid, PairFile, PromptFile
 
 if TYPE_CHECKING:
     from ..probes.subject import RewardSubject, Subject
@@ -43,7 +44,19 @@ def data_facts(file: PairFile | PromptFile) -> dict[str, Any]:
         "rows": file.n_rows,
         "usable": len(file),
         "set_aside": count_reasons(file.invalid),
+        "set_aside_rows": first_rows(file.invalid),
     }
+
+
+def first_rows(invalid: Iterable[Invalid], n: int = 5) -> list[str]:
+    """The first n rows of every reason, as 'row 17 (id): reason, detail'."""
+    seen: dict[str, int] = {}
+    shown = []
+    for row in invalid:
+        seen[row.reason] = seen.get(row.reason, 0) + 1
+        if seen[row.reason] <= n:
+            shown.append(f"row {row.row}{f' ({row.name})' if row.name else ''}: {row.reason}, {row.detail}")
+    return shown
 
 
 def count_reasons(invalid: Any) -> dict[str, int]:

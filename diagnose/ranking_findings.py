@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 from .ranking import AGREE
-from .ranking_estimates import LN2, LOW_LOSS
+from .ranking_estimates import CHANCE, LN2, LOW_LOSS
 from .report import Estimate, Finding
 
 Estimates = Mapping[str, Estimate]
+RESOLUTION = 1e-3  # nats a completion: sums by two sound float32 scorers agree to about that
 
 
 def headline(estimates: Estimates, *, beta: float) -> str:
@@ -38,6 +39,7 @@ def ranking_findings(estimates: Estimates, *, beta: float, mismatches: int) -> t
         _length(estimates),
         _residualised(estimates),
         _gain(estimates),
+        _reward_alone(estimates),
         _room(estimates, beta),
         _overfitted(estimates),
         _displaced(estimates),
@@ -108,8 +110,8 @@ def _residualised(estimates: Estimates) -> Finding | None:
 
 
 def _gain(estimates: Estimates) -> Finding | None:
-    gain, reward = estimates["accuracy_gain"], estimates["reward_accuracy"]
-    if gain.low is None or gain.high is None or reward.low is None:
+    gain = estimates["accuracy_gain"]
+    if gain.low is None or gain.high is None:
         return None
     if gain.low > 0:
         return _finding(
@@ -124,7 +126,13 @@ def _gain(estimates: Estimates) -> Finding | None:
             ["accuracy_gain", "learned_of_wrong", "lost_of_right"],
             "Look at the pairs that were right before (table pairs: reference_right 1, ranked_right 0).",
         )
-    if reward.low <= 0.5:
+    return None
+
+
+def _reward_alone(estimates: Estimates) -> Finding | None:
+    """Reward accuracy above chance while the ranking is not above the reference's: both hold, and it says why."""
+    gain, reward = estimates["accuracy_gain"], estimates["reward_accuracy"]
+    if gain.low is None or reward.low is None or gain.low > 0 or reward.low <= CHANCE:
         return None
     return _finding(
         "info",
@@ -167,14 +175,16 @@ def _overfitted(estimates: Estimates) -> Finding | None:
 
 def _displaced(estimates: Estimates) -> Finding | None:
     chosen, rejected = estimates["displacement_chosen"], estimates["displacement_rejected"]
-    if chosen.value is None or chosen.low is None or chosen.high is None or rejected.value is None or chosen.high >= 0:
+    if chosen.value is None or chosen.low is None or chosen.high is None or rejected.value is None:
+        return None
+    if chosen.high >= -RESOLUTION:
         return None
     verb = "lost" if rejected.value < 0 else "gained"
+    outside = " The probability went to answers outside the pairs." if rejected.value < 0 else ""
     return _finding(
         "notice",
         f"The chosen completions became less likely, by {-chosen.value:.3g} nats on average ({-chosen.high:.3g} to "
-        f"{-chosen.low:.3g}); the rejected ones {verb} {abs(rejected.value):.3g}. The probability went to answers "
-        "outside the pairs.",
+        f"{-chosen.low:.3g}); the rejected ones {verb} {abs(rejected.value):.3g}.{outside}",
         ["displacement_chosen", "displacement_rejected", "share_chosen_fell"],
         "Read samples of the policy. Some fall is forced where the chosen answers are the reference's own samples.",
     )

@@ -30,6 +30,7 @@ TABLES = {
     "a pointwise 95 % band. Each pair is taken alone: where preferences form cycles the limit cannot be reached",
     "flips": "a cell of reference right? x policy right? (a tie only with ties='ge'), and its share of all pairs",
     "length": "a quarter of the pairs by difference of length (tokens), with the accuracies inside it",
+    "set_aside": "a row of the file that could not be used: where, why, and what exactly",
     "displacement": "a sign quadrant of the log-ratios of chosen and rejected, and its share of all pairs",
 }
 QUESTION = "Does the policy rank the chosen answers above the rejected ones, and how far could training have got?"
@@ -97,7 +98,7 @@ def ranking_report(
     bootstrap: int = 2000,
     seed: int = 0,
 ) -> RankingReport:
-    """Ranking, reward and idealised accuracy with intervals over prompts (arXiv 2405.19534; preferences.md 3, 5).
+    """Ranking, reward and idealised accuracy with intervals over prompts (arXiv 2405.19534; docs/ranking.md).
 
     beta: of the DPO training, for losses, thresholds and R*. betas: where R* is also tabulated; None is the paper's
     grid. ties: credit of equal log-probabilities (`ranking.credit`). smoothing: of votes, for the headline R*.
@@ -106,7 +107,7 @@ def ranking_report(
     Raises InputError (a ValueError) for a setting outside its range and for a table without pairs.
     """
     grid = tuple(PAPER_BETAS if betas is None else betas)
-    _require_settings((beta, *grid), len(grid), ties, smoothing, assumed_preference, bootstrap)
+    require_ranking_settings((beta, *grid), len(grid), ties, smoothing, assumed_preference, bootstrap)
     if not len(scores):
         raise InputError("ranking: no pair was scored; see the rows set aside, by reason, in scores.invalid_counts")
     pairs = rank_pairs(scores, beta=beta, ties=ties, smoothing=smoothing, assumed_preference=assumed_preference)
@@ -118,6 +119,10 @@ def ranking_report(
         "flips": flip_table(pairs),
         "length": length_table(pairs, bootstrap=bootstrap, seed=seed),
         "displacement": displacement_table(pairs),
+        "set_aside": pd.DataFrame(
+            [(row.row, row.name, row.reason, row.detail) for row in scores.invalid],
+            columns=["row", "id", "reason", "detail"],
+        ).astype({"row": int, "id": str, "reason": str, "detail": str}),
     }
     settings = {
         "beta": beta,
@@ -139,7 +144,7 @@ def ranking_report(
     )
 
 
-def _require_settings(
+def require_ranking_settings(
     betas: tuple[float, ...], n_grid: int, ties: str, smoothing: str, assumed_preference: float | None, bootstrap: int
 ) -> None:
     for beta in betas:

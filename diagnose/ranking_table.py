@@ -74,7 +74,7 @@ class RankedPairs:
 def rank_pairs(
     scores: PairScores, *, beta: float, ties: str, smoothing: str, assumed_preference: float | None
 ) -> RankedPairs:
-    """Every per-pair quantity of the ranking report (preferences.md 3)."""
+    """Every per-pair quantity of the ranking report (docs/ranking.md)."""
     frame = scores.frame
     policy, reference, explicit = (
         frame[[f"{role}_chosen", f"{role}_rejected"]].to_numpy(dtype=np.float64)

@@ -7,7 +7,7 @@ A number is always an `Estimate`: with interval and n, or null with its reason. 
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 SCHEMA_VERSION = 1
+# version -> what turns a report.json of that version into one of the next; none yet, as 1 is the first
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
 class _Model(BaseModel):
@@ -45,7 +47,8 @@ class Estimate(_Model):
 
     @model_validator(mode="after")
     def _null_has_a_reason(self) -> "Estimate":
-        if (self.value is None or self.low is None or self.high is None) and self.level is not None and not self.reason:
+        no_interval = self.level is not None and (self.low is None or self.high is None)
+        if (self.value is None or no_interval) and not self.reason:
             raise ValueError(f"estimate '{self.label}': a null value or interval needs a reason")
         return self
 
@@ -61,7 +64,9 @@ class Estimate(_Model):
 class Finding(_Model):
     """One plain sentence that follows from estimates and their intervals."""
 
-    severity: Literal["info", "notice", "alarm"]
+    severity: Literal["info", "notice", "alarm"] = Field(
+        description="info: says how it is; notice: keep it in mind; alarm: act before using the numbers."
+    )
     section: str = Field(description="Section whose estimates it rests on.")
     sentence: str = Field(description="What was found, for someone who did not write the tool.")
     rests_on: list[str] = Field(description="Names of estimates, 'section.estimate'.")
@@ -74,16 +79,16 @@ class Cost(_Model):
 
 
 class Section(_Model):
-    name: str
-    title: str
+    name: str = Field(description="Short name, the first part of 'section.estimate' and 'section.table'.")
+    title: str = Field(description="Heading for readers.")
     question: str = Field(description="The question the section answers, in one sentence.")
     summary: str = Field(description="The answer in one to three sentences.")
     estimates: dict[str, Estimate] = Field(description="Headline estimates by name.")
     tables: dict[str, str] = Field(default_factory=dict, description="Table name -> what a row is.")
     settings: dict[str, Any] = Field(default_factory=dict, description="Every option that could change a number.")
     counts: dict[str, int] = Field(default_factory=dict, description="Rows used, set aside and flagged, by reason.")
-    warnings: list[str] = Field(default_factory=list)
-    cost: Cost | None = None
+    warnings: list[str] = Field(default_factory=list, description="What limits the numbers, one sentence each.")
+    cost: Cost | None = Field(default=None, description="Time and memory of the stage; null where not measured.")
 
 
 class Manifest(_Model):
@@ -94,9 +99,9 @@ class Manifest(_Model):
     data: dict[str, dict[str, Any]] = Field(description="Input -> file name, sha256, rows, rows set aside by reason.")
     settings: dict[str, Any] = Field(description="Settings of the run, resolved defaults included.")
     packages: dict[str, str] = Field(description="Versions of Python and of the packages that compute.")
-    device: str
-    dtype: str
-    seed: int
+    device: str = Field(description="Where the models ran: cpu, cuda:0, ...")
+    dtype: str = Field(description="Type in which weights were held and activations computed.")
+    seed: int = Field(description="Seed of all that is drawn: samples of prompts, bootstrap, permutations.")
     wall_seconds: float = Field(description="Wall time; does not enter any number.")
 
 
@@ -112,12 +117,12 @@ class SectionResult:
 class Report(_Model):
     """The whole report. `Report.load(run)` reads it back, `to_frame('ranking.pairs')` gives a table."""
 
-    schema_version: int = SCHEMA_VERSION
-    title: str
+    schema_version: int = Field(default=SCHEMA_VERSION, description="Version of this layout; newer ones are refused.")
+    title: str = Field(description="Heading of the report.")
     question: str = Field(description="What was asked, in one sentence.")
-    manifest: Manifest
-    sections: list[Section]
-    findings: list[Finding]
+    manifest: Manifest = Field(description="All that the numbers depend on.")
+    sections: list[Section] = Field(description="One section a diagnostic, in the order they ran.")
+    findings: list[Finding] = Field(description="Findings of all sections, worst first.")
 
     _frames: dict[str, pd.DataFrame] = PrivateAttr(default_factory=dict)
 
@@ -191,7 +196,10 @@ class Report(_Model):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Report":
-        """Read a run directory (or its report.json) with its tables. Raises InputError where it is none, or newer."""
+        """Read a run directory (or its report.json) with its tables.
+
+        Raises InputError, naming the file, where there is none, it or a table is damaged, or its version is not known.
+        """
         file = Path(path)
         file = file / "report.json" if file.is_dir() else file
         if not file.exists():
@@ -203,30 +211,53 @@ class Report(_Model):
             )
             raise InputError(f"{path}: no report.json there. {hint}")
         try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{file}: not JSON ({error}); the report was damaged, run the audit again") from error
-        version = raw.get("schema_version") if isinstance(raw, dict) else None
-        if not isinstance(version, int):
-            raise InputError(f"{file}: no schema_version; this is not an alignscope report")
-        if version > SCHEMA_VERSION:
-            raise InputError(
-                f"{file}: schema version {version}, this alignscope reads up to {SCHEMA_VERSION}; upgrade alignscope"
-            )
-        try:
-            report = cls.model_validate(raw)
+            report = cls.model_validate(_migrated(_read_json(file), file))
         except ValidationError as error:
             raise InputError(f"{file}: not a valid report: {error}") from error
         for section in report.sections:
             for name in section.tables:
                 key = f"{section.name}.{name}"
-                table = file.parent / "tables" / f"{key}.parquet"
-                if not table.exists():
-                    raise InputError(
-                        f"{table}: table of the report missing; copy the whole run directory, not only report.json"
-                    )
-                report._frames[key] = pd.read_parquet(table)
+                report._frames[key] = _read_table(file.parent / "tables" / f"{key}.parquet")
         return report
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:  # ValueError: neither JSON nor UTF-8
+        raise InputError(f"{file}: not JSON ({error}); the report was damaged, run the audit again") from error
+
+
+def _migrated(raw: Any, file: Path) -> dict[str, Any]:
+    """The report in today's layout. Raises InputError for a version that is newer, or that nothing leads on from."""
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if type(version) is not int:
+        raise InputError(f"{file}: no schema_version; this is not an alignscope report")
+    if version > SCHEMA_VERSION:
+        raise InputError(
+            f"{file}: schema version {version}, this alignscope reads up to {SCHEMA_VERSION}; upgrade alignscope"
+        )
+    for step in range(version, SCHEMA_VERSION):
+        if step not in MIGRATIONS:
+            raise InputError(
+                f"{file}: schema version {version} is not known to this alignscope, which reads "
+                f"{min((*MIGRATIONS, SCHEMA_VERSION))} to {SCHEMA_VERSION}; run the audit again"
+            )
+        raw = MIGRATIONS[step](raw)
+    return {**raw, "schema_version": SCHEMA_VERSION}
+
+
+def _read_table(file: Path) -> pd.DataFrame:
+    if not file.exists():
+        raise InputError(f"{file}: table of the report missing; copy the whole run directory, not only report.json")
+    import pyarrow as pa
+
+    try:
+        return pd.read_parquet(file)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise InputError(
+            f"{file}: not a readable table ({error}); copy it again, or run the audit into another folder"
+        ) from error
 
 
 def finite(value: float | None) -> float | None:

@@ -5,6 +5,7 @@ shards of scores and traces. Everything is written to a temporary name first and
 """
 
 import json
+import math
 import os
 import resource
 import sys
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..probes.shards import Progress
 from .report import Cost
 
 RUN_VERSION = 1
+TICK_SECONDS = 1.0  # between two records of the time that a stage has taken
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -28,22 +31,51 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 class Stopwatch:
-    """Wall seconds a stage; with a file, summed over every run that wrote to it."""
+    """Wall seconds a stage; with a file, summed over every run that wrote to it, a killed one included.
+
+    A kill leaves no time to write, so the file is also written while a stage runs, at each `tick` (once a second at
+    most): what is lost is the time since the last tick. A damaged file starts at 0: it holds no result.
+    """
 
     def __init__(self, file: Path | None = None) -> None:
         self.file = file
-        self.seconds: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file and file.exists() else {}
+        self.seconds = {} if file is None else _read_seconds(file)
+        self._running: tuple[str, float, float] | None = None  # stage, start, last written
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the wall time of the body to the stage, also when the body raises."""
         start = time.perf_counter()
+        self._running = stage, start, start
         try:
             yield
         finally:
+            self._running = None
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-            if self.file is not None:
-                write_atomically(self.file, json.dumps(self.seconds))
+            self._write(self.seconds)
+
+    def tick(self) -> None:
+        """Write down the time of the stage so far, if the last time was over a second ago; outside of one nothing."""
+        now = time.perf_counter()
+        if self._running is None or now - self._running[2] < TICK_SECONDS:
+            return
+        stage, start, _ = self._running
+        self._running = stage, start, now
+        self._write(self.seconds | {stage: self.seconds.get(stage, 0.0) + now - start})
+
+    def ticking(self, progress: Progress | None) -> Progress:
+        """A `progress` that ticks, then reports to the one given."""
+
+        def report(stage: str, done: int, total: int) -> None:
+            self.tick()
+            if progress is not None:
+                progress(stage, done, total)
+
+        return report
+
+    def _write(self, seconds: Mapping[str, float]) -> None:
+        if self.file is not None:
+            write_atomically(self.file, json.dumps(seconds))
 
     def cost(self, stage: str) -> Cost:
         return Cost(seconds=round(self.seconds.get(stage, 0.0), 3), peak_memory_mb=peak_memory_mb())
@@ -106,8 +138,10 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _require_same(marker: Path, wanted: Mapping[str, Any]) -> None:
     try:
         found = json.loads(marker.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError, OSError) as error:  # ValueError: neither JSON nor UTF-8
         raise InputError(f"{marker}: not JSON ({error}); choose another --out, or delete the folder") from error
+    if not isinstance(found, dict) or "run_version" not in found:
+        raise InputError(f"{marker}: not the settings of an alignscope run; choose another --out, or delete the folder")
     differ = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
     if differ:
         shown = "; ".join(f"{key}: there {_short(found.get(key))}, now {_short(wanted.get(key))}" for key in differ[:4])
@@ -116,6 +150,16 @@ def _require_same(marker: Path, wanted: Mapping[str, Any]) -> None:
             f"{marker.parent}: holds a run with other settings ({shown}{more}). "
             "Choose another --out, or give the same settings to continue it"
         )
+
+
+def _read_seconds(file: Path) -> dict[str, float]:
+    """Seconds a stage; empty where the file is not there or not what we write."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError):
+        return {}
+    sound = isinstance(found, dict) and all(type(value) is float and 0 <= value < math.inf for value in found.values())
+    return found if sound else {}
 
 
 def _short(value: Any) -> str:

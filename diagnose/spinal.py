@@ -26,6 +26,8 @@ from .spinal_settings import check_trace_settings
 from .spinal_trace import TRACE_VERSION, SpinalTrace, TracedModel, analyse
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from ..probes.subject import Subject
 
 __all__ = ["SpinalComparison", "SpinalTrace", "compare_spinal", "spinal_trace"]
@@ -57,6 +59,7 @@ def spinal_trace(
     max_invalid: float = 0.05,
     shards: Folder | None = None,
     progress: Progress | None = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> SpinalTrace:
     """Contraction, transport and entropy of one model, layer by layer.
 
@@ -69,6 +72,7 @@ def spinal_trace(
         read beside the last and reported apart. groups: of the delete-group jackknife.
     preset, positions, lens, stack, center, row_scale, estimator, bias, vocabulary, drop_top: their defaults only.
     template, eos: how text becomes ids, see TextPolicy; a prompt never gets an end of sequence.
+    tokenizer: whose ids and chat template the prompts get, so that two models read the same; None is the model's own.
     max_invalid: share of prompts without a measurable token or with a NaN above which nothing is reported.
     shards: folder where finished batches are kept; a killed run repeats at most one, with the same result.
     progress: called as progress(stage, done, total).
@@ -78,7 +82,7 @@ def spinal_trace(
     check_trace_settings(locals())
     file = read_prompts(prompts)
     encoder = Encoder(
-        subject.tokenizer,
+        tokenizer or subject.tokenizer,
         TextPolicy(template, eos),
         vocab_rows=subject.vocab_size,
         limit=subject.limit,

@@ -122,8 +122,8 @@ def compare_spinal(
     weights, gradient, pairs: their defaults only (of the score, which this version does not have).
     shards: folder where the distance is kept once it is there. progress: called as progress(stage, done, total).
     Raises InputError, naming both values, where prompts, their `prompt_id`s, depth, dtype or settings of the traces
-    differ; where only width or token ids differ there is no contrast of exponents, and the reason says so. Source:
-    spinal.md 5, 6, 8.
+    differ; where only width or token ids differ there is no contrast of exponents, and the reason says so. Definitions:
+    arXiv 2601.06238; tests, intervals and control: ours (docs/spinal.md).
     """
     require_only({"weights": tuple(weights), "gradient": gradient, "pairs": pairs}, COMPARISON_ONLY)
     _check_controls(controls)

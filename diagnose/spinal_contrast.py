@@ -4,6 +4,7 @@ Paired: both models read the same prompts. Arrays in, tables out; knows no model
 """
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +56,7 @@ class ExponentContrast:
 
 
 def terminal_window(terminal: str | tuple[int, int] | list[int], n_layers: int) -> tuple[int, int]:
-    """First and last block, 1..L, of "last_third" (the last max(3, ceil(L/3))), "last_<k>", or (first, last).
+    """First and last block, 1..L, of "last_third" (the last max(3, ceil(L/3))), "last_<k>", "<i>-<j>", or a pair.
 
     Raises InputError where the model has fewer blocks than the window needs.
     """
@@ -64,8 +65,10 @@ def terminal_window(terminal: str | tuple[int, int] | list[int], n_layers: int) 
             size = max(MIN_WINDOW, math.ceil(n_layers / 3))
         elif terminal.startswith("last_") and terminal[5:].isdecimal():
             size = int(terminal[5:])
+        elif found := re.fullmatch(r"(\d+)-(\d+)", terminal):
+            return terminal_window((int(found[1]), int(found[2])), n_layers)
         else:
-            raise InputError(f"terminal={terminal!r}: expected last_third, last_<k> (as last_10), or (first, last)")
+            raise InputError(f"terminal={terminal!r}: expected last_third, last_<k> (as last_10), or 21-30")
         first, last = n_layers - size + 1, n_layers
     else:
         first, last = (int(end) for end in terminal)

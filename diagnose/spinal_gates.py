@@ -75,7 +75,8 @@ def fit_layer(
     """Fit and gates of one layer's singular values (n rows of `width` columns); `halves`: spectra of n // 2 of them.
 
     floor: variance added by storage in `dtype` (spinal_spectra.rounding_floor). Of bfloat16 and float16 the ranks under
-    it are dropped, in the halves too; the gate "floor" is judged on the window of all ranks. Thresholds: spinal.md 5.
+    it are dropped, in the halves too; the gate "floor" is judged on the window of all ranks. Thresholds: ours
+    (docs/spinal.md).
     """
     plain = fit_power_law(sigma, window=window)
     sigma_plain, sigma = sigma, above_floor(sigma, n, floor, dtype)

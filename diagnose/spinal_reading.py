@@ -80,6 +80,9 @@ def prepare_prompts(
     invalid = []
     for prompt in file:
         ids = encoder.encode_prompt(prompt, max_tokens)
+        if isinstance(ids, Invalid):
+            invalid.append(ids)
+            continue
         first = _first_measured(ids, encoder)
         if len(ids) <= first:
             invalid.append(Invalid(row=prompt.row, reason="no_token", detail="no token but the one added before it"))

@@ -52,7 +52,7 @@ class RowSpectrum:
 def rounding_floor(rows: Float[np.ndarray, "N d"], dtype: str) -> float:
     """Variance that storing the rows in `dtype` added, summed over columns: sum_j mean(ulp_j^2)/12; 0 where unknown.
 
-    In units of the covariance's eigenvalues. Source: spinal.md 2 and kernels.md 3.
+    In units of the covariance's eigenvalues; ulp as in `SpectrumAccumulator.rounding_floor`.
     """
     if dtype not in DTYPES:
         return 0.0

@@ -22,6 +22,7 @@ def trace_run(
     out: str | os.PathLike[str],
     base: str | os.PathLike[str] | None = None,
     template: str = "auto",
+    eos: str = "auto",
     max_tokens: int = 128,
     max_invalid: float = 0.05,
     seed: int = 0,
@@ -34,11 +35,18 @@ def trace_run(
     file = read_prompts(prompts)
     check_invalid(file, max_invalid)
     subject, _ = load_policy_and_reference(checkpoint, None, base=base, dtype=dtype, device=device)
-    settings = {"template": template, "max_tokens": max_tokens, "max_invalid": max_invalid, "dtype": dtype}
+    settings = {
+        "template": template,
+        "eos": eos,
+        "max_tokens": max_tokens,
+        "max_invalid": max_invalid,
+        "dtype": subject.dtype,
+    }
     run = RunDirectory(
         out,
         {
             "kind": "trace",
+            "alignscope": package_versions()["alignscope"],
             "seed": seed,
             "models": {"policy": subject.fingerprint},
             "data": {"prompts": file.sha256},
@@ -53,9 +61,11 @@ def trace_run(
             file,
             max_tokens=max_tokens,
             template=template,
+            eos=eos,
+            max_invalid=max_invalid,
             seed=seed,
             shards=run.stage("trace"),
-            progress=progress,
+            progress=run.watch.ticking(progress),
         ).section()
     section = result.section.model_copy(update={"cost": run.watch.cost("trace")})
     manifest = Manifest(

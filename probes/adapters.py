@@ -114,6 +114,23 @@ def live_adapter(peft_model: Any) -> LiveAdapter:
     return LiveAdapter(name=active[0], weights=state_hash(state), config=config.to_dict(), facts=facts)
 
 
+def integrated_adapter(model: nn.Module) -> dict[str, Any]:
+    """Facts of an adapter inside a transformers model (from_pretrained of an adapter folder); empty without one."""
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        return {}
+    require_switched_on(model)
+    return {
+        "adapter": ", ".join(getattr(model, "peft_config", {"adapter": None})),
+        "adapter_off_refused": "it is part of the transformers model; use PeftModel.from_pretrained and wrap that",
+    }
+
+
+def require_switched_on(model: nn.Module) -> None:
+    """Raises InputError where an adapter is on the model but off: it would be measured as what it is not."""
+    if any(getattr(module, "disable_adapters", False) is True for module in model.modules()):
+        raise InputError("wrap: an adapter of the model is switched off; switch it on, or wrap the base model")
+
+
 def base_state(model: nn.Module) -> dict[str, Tensor]:
     """State dict of a live model under the names of its base: adapter tensors left out, a tied tensor once."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,8 +57,10 @@ def locate(
         what = "file" if place.suffix == ".gguf" else "folder"
         near = f"; {place.parent} holds: {_listing(place.parent)}" if place.parent.is_dir() else ""
         raise InputError(f"{text}: no such {what}{near}. Check the spelling of the {role}'s path")
-    folder, commit = _fetch(text, revision, allow_pickle)
-    return _folder(folder, text, allow_pickle=allow_pickle, hub=f"{text}@{commit}")
+    found, commit = _fetch(text, revision, allow_pickle)
+    if found.is_file():
+        return replace(_single_file(found, text), hub=f"{text}@{commit}")
+    return _folder(found, text, allow_pickle=allow_pickle, hub=f"{text}@{commit}")
 
 
 def looks_like_path(path: str | os.PathLike[str]) -> bool:
@@ -161,22 +163,45 @@ def _shards(folder: Path, name: str, index: Path) -> tuple[Path, ...]:
 
 
 def _fetch(name: str, revision: str | None, allow_pickle: bool) -> tuple[Path, str]:
-    """Folder and commit of a hub id: from the local hub cache, or downloaded into it."""
+    """Folder (of a GGUF model the file) and commit of a hub id: from the local hub cache, or downloaded into it."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+    weights = ["*.safetensors", *(["*.bin"] if allow_pickle else [])]
+    patterns = [*weights, "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
     try:
-        folder = snapshot_download(
-            name, revision=revision, allow_patterns=patterns + (["*.bin"] if allow_pickle else [])
-        )
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        if any(file for pattern in weights for file in folder.glob(pattern)):
+            return folder, folder.name
+        files = _gguf_files(name, revision, folder)
+        if len(files) == 1:
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns, files[0]]))
+            return folder / files[0], folder.name
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision}" if revision else ""
         raise InputError(
             f"{name}: no such folder here, and no model of that name{at} could be had from the hub "
             f"({type(error).__name__}). For a local model give its path"
         ) from error
-    return Path(folder), Path(folder).name
+    if files:
+        shown = ", ".join(files[:8]) + (" ..." if len(files) > 8 else "")
+        raise InputError(f"{name}: {len(files)} GGUF files there ({shown}); download one of them and give its path")
+    return folder, folder.name
+
+
+def _gguf_files(name: str, revision: str | None, folder: Path) -> list[str]:
+    """GGUF files of a hub id, on the hub or, where it cannot be asked, in the local copy.
+
+    Asked before any is downloaded: such a repository often holds a dozen quantisations of gigabytes each.
+    """
+    import httpx
+    from huggingface_hub import list_repo_files
+
+    try:
+        files = list_repo_files(name, revision=revision)
+    except (OSError, httpx.HTTPError):
+        files = [file.relative_to(folder).as_posix() for file in folder.rglob("*.gguf")]
+    return sorted(file for file in files if file.endswith(".gguf"))
 
 
 def _listing(folder: Path, limit: int = 8) -> str:

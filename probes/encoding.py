@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .pair_rows import Invalid, Pair, RowError, Text
+from .pair_rows import Invalid, Pair, RowError, Text, require_encodable
 from .rendering import FIXED_DATE, Renderer
 
 if TYPE_CHECKING:
@@ -113,16 +113,16 @@ class Encoder:
         except RowError as error:
             return Invalid(row=pair.row, reason=error.reason, detail=error.detail, name=pair.pair_id)
 
-    def encode_prompt(self, prompt: "Prompt", max_tokens: int | None = None) -> Ids:
+    def encode_prompt(self, prompt: "Prompt", max_tokens: int | None = None) -> Ids | Invalid:
         """The ids of a prompt, its beginning cut to `max_tokens` (and the model's limit) behind the added BOS.
 
-        Raises InputError for messages without a template, or text that the template or the tokenizer refuses.
+        Or why template or tokenizer refuse it. Raises InputError for messages without a template, double BOS.
         """
         try:
             rendered = self.renderer.render(prompt.text, None, prompt.row)
             ids = self._ids(rendered.prompt, templated=rendered.templated, row=prompt.row)
         except RowError as error:
-            raise InputError(f"{self.source}, row {prompt.row}: {error.detail}") from error
+            return Invalid(row=prompt.row, reason=error.reason, detail=error.detail, name=prompt.prompt_id or "")
         longest = min((n for n in (max_tokens, self.max_length) if n is not None), default=len(ids))
         if len(ids) <= longest:
             return ids
@@ -190,6 +190,7 @@ class Encoder:
         )
 
     def _ids(self, text: str, *, templated: bool, row: int) -> Ids:
+        require_encodable(text, "the text")
         try:
             plain = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         except Exception as error:

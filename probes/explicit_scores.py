@@ -1,6 +1,7 @@
 """What does a reward model, or a column of the file, give to both completions of every pair?"""
 
 import os
+import reprlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,20 @@ def _from_function(reward: RewardFunction, encoded: list[EncodedPair]) -> list[f
     """reward(prompts, completions) -> one score each, called once with chosen and rejected in turn."""
     prompts = [pair.pair.prompt for pair in encoded for _ in range(2)]
     completions = [text for pair in encoded for text in (pair.pair.chosen, pair.pair.rejected)]
-    values = np.asarray(reward(prompts, completions), dtype=np.float64)
+    values = _numbers(reward(prompts, completions))
     if values.shape != (len(prompts),):
         raise InputError(f"reward function: {len(prompts)} scores expected, got an array of shape {values.shape}")
     return [float(value) for value in values]
+
+
+def _numbers(scores: Any) -> np.ndarray:
+    """What a reward function returned, as float64; None is NaN. Raises InputError for text, ragged lists, objects."""
+    try:
+        found = np.asarray(scores)
+        if found.dtype.kind not in "biufO" or any(isinstance(value, str | bytes) for value in found.flat):
+            raise TypeError(f"an array of {found.dtype}")
+        return found.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor that still carries a gradient
+        raise InputError(
+            f"reward function: expected a list of numbers, one a completion, got {reprlib.repr(scores)} ({error})"
+        ) from error

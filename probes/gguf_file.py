@@ -1,6 +1,7 @@
 """GGUF files: what they hold, read with the gguf package, not guessed from what transformers made of it."""
 
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 
 from ..errors import InputError
 
+_ONE_AT_A_TIME = threading.RLock()  # `alone` swaps a name in a module that all threads share
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -53,15 +55,16 @@ def alone(file: Path, reader: Any) -> Iterator[Path]:
     """A folder in which transformers finds this file and nothing else (an adapter beside it would redirect it).
 
     Inside, whoever opens the file with gguf gets `reader`: transformers parses its 50,000 tokens three times else.
+    One thread at a time, others wait.
     """
     import gguf
 
-    original = gguf.GGUFReader
+    with _ONE_AT_A_TIME, tempfile.TemporaryDirectory(prefix="alignscope-") as folder:
+        original = gguf.GGUFReader
 
-    def shared(path: Any, *arguments: Any, **options: Any) -> Any:
-        return reader if Path(path).resolve() == file.resolve() else original(path, *arguments, **options)
+        def shared(path: Any, *arguments: Any, **options: Any) -> Any:
+            return reader if Path(path).resolve() == file.resolve() else original(path, *arguments, **options)
 
-    with tempfile.TemporaryDirectory(prefix="alignscope-") as folder:
         (Path(folder) / file.name).symlink_to(file.resolve())
         gguf.GGUFReader = shared
         try:

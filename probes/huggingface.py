@@ -6,7 +6,7 @@ global to the module, from being thrown in the middle of a forward pass.
 
 import inspect
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -38,14 +38,14 @@ class HuggingFaceSubject:
         tokenizer: "PreTrainedTokenizerBase | None",
         *,
         name: str,
-        fingerprints: Fingerprint,
+        fingerprints: Fingerprint | Callable[[], Fingerprint],
         facts: Mapping[str, Any],
         adapter_model: Any = None,
-        base_fingerprints: Fingerprint | None = None,
+        base_fingerprints: Fingerprint | Callable[[], Fingerprint] | None = None,
     ) -> None:
         self.model = model
         self.name = name
-        self.fingerprints = fingerprints
+        self._fingerprints = fingerprints  # of a live model a function: its weights may move on
         self._tokenizer = tokenizer
         self._adapter_model = adapter_model  # the PEFT model around `model`, where there is one
         self._base_fingerprints = base_fingerprints
@@ -72,6 +72,10 @@ class HuggingFaceSubject:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}: {self.n_layers} blocks, width {self.d_model}, {self.dtype}>"
+
+    @property
+    def fingerprints(self) -> Fingerprint:
+        return self._fingerprints() if callable(self._fingerprints) else self._fingerprints
 
     @property
     def fingerprint(self) -> str:
@@ -169,16 +173,16 @@ class HuggingFaceSubject:
 
         Raises InputError where there is no adapter, or where "off" is not the base (merged, or it trained biases).
         """
-        if self._adapter_model is None or self._base_fingerprints is None:
-            raise InputError(f"{self.name}: no adapter on it; name the reference model with --reference")
         if refused := self.facts.get("adapter_off_refused"):
             raise InputError(f"{self.name}: cannot serve as its own reference: {refused}. Give --reference")
+        if self._adapter_model is None or self._base_fingerprints is None:
+            raise InputError(f"{self.name}: no adapter on it; name the reference model with --reference")
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         own = {key: value for key, value in self.facts.items() if not key.startswith("adapter")}
         base = self.facts.get("base")
         other.name = str(base) if base else f"{self.name} (adapter off)"
-        other.fingerprints = self._base_fingerprints
+        other._fingerprints = self._base_fingerprints
         other.facts = own | {"adapter": None, "adapter_switched_off": self.facts.get("adapter")}
         other._adapter_is_off = True
         other._head, other._head_is_known = None, False

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InputError
-from .pair_rows import Invalid, Pair, PairShape, RowError, Text, parse_pair, parse_text, row_name
+from .pair_rows import Invalid, Pair, PairShape, RowError, Text, parse_pair, parse_text, require_encodable, row_name
 from .row_files import Rows, read_rows
 
 __all__ = [
@@ -160,12 +160,14 @@ def distinct_prompts(pairs: PairFile, limit: int | None = 512, seed: int = 0) ->
         for pair in first.values()
         if not is_blank(pair.prompt)
     ]
+    n_distinct = len(found)
     if limit is not None and len(found) > limit:
         chosen = sorted(random.Random(seed).sample(range(len(found)), limit))
         found = [found[i] for i in chosen]
     digest = hashlib.sha256(json.dumps([p.text for p in found], ensure_ascii=True).encode()).hexdigest()
+    sampled = f"{len(found)} of {n_distinct} " if len(found) < n_distinct else ""
     return PromptFile(
-        prompts=tuple(found), invalid=(), source=f"prompts of {pairs.source}", sha256=digest, n_rows=len(found)
+        prompts=tuple(found), invalid=(), source=f"{sampled}prompts of {pairs.source}", sha256=digest, n_rows=len(found)
     )
 
 
@@ -218,4 +220,5 @@ def _parse_prompt(row: dict[str, Any] | str, number: int, column: str) -> Prompt
     if is_blank(text):
         raise RowError("empty_prompt", f"`{column}` is empty")
     given = row.get("prompt_id")
+    require_encodable(str(given), "`prompt_id`")
     return Prompt(row=number, text=text, prompt_id=None if given in (None, "") else str(given))

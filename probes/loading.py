@@ -1,16 +1,28 @@
 """From a path to a Subject: checkpoint folder, adapter on its base, GGUF file, hub id, or a live model."""
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ..errors import InputError
-from .adapters import adapter_effect, attach, base_state, live_adapter, probe_ids, probe_logits, require_base
+from .adapters import (
+    adapter_effect,
+    attach,
+    base_state,
+    integrated_adapter,
+    live_adapter,
+    probe_ids,
+    probe_logits,
+    require_base,
+    require_switched_on,
+)
 from .checkpoint_files import CheckpointFiles, adapter_base, locate
-from .fingerprint import fingerprint, state_hash, weights_hash, with_adapter
+from .fingerprint import fingerprint, state_hash, state_mark, weights_hash, with_adapter
 from .huggingface import HuggingFaceSubject
 from .opening import Opened, open_model, require_finite, require_known_model
+from .subject import Fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,7 +92,6 @@ def wrap(model: Any, tokenizer: "PreTrainedTokenizerBase | None" = None) -> Hugg
     require_finite(model, name)
     scheme = getattr(inner.config, "quantization_config", None)
     config = inner.config.to_dict()
-    fingerprints = fingerprint(weights=state_hash(base_state(inner)), config=config, tokenizer=tokenizer)
     facts: dict[str, Any] = {
         "source": "live model",
         "dtype_on_disk": None,
@@ -88,17 +99,49 @@ def wrap(model: Any, tokenizer: "PreTrainedTokenizerBase | None" = None) -> Hugg
         "quantization": None if scheme is None else str(config["quantization_config"].get("quant_method")),
     }
     if peft_model is None:
-        return HuggingFaceSubject(inner, tokenizer, name=name, fingerprints=fingerprints, facts=facts)
+        integrated = integrated_adapter(inner)  # its tensors then belong to the model: no base can be told apart
+
+        def whole() -> Fingerprint:
+            state = dict(inner.state_dict()) if integrated else base_state(inner)
+            return fingerprint(weights=state_hash(state), config=config, tokenizer=tokenizer)
+
+        return HuggingFaceSubject(
+            inner, tokenizer, name=name, fingerprints=_Followed(inner, whole), facts=facts | integrated
+        )
+    require_switched_on(peft_model)
     own = live_adapter(peft_model)
+
+    def base() -> Fingerprint:
+        return fingerprint(weights=state_hash(base_state(inner)), config=config, tokenizer=tokenizer)
+
+    def adapted() -> Fingerprint:
+        adapter = live_adapter(peft_model)
+        return with_adapter(followed_base(), weights=adapter.weights, config=adapter.config)
+
+    followed_base = _Followed(inner, base)
     return HuggingFaceSubject(
         inner,
         tokenizer,
         name=f"{name} + {own.name}",
-        fingerprints=with_adapter(fingerprints, weights=own.weights, config=own.config),
+        fingerprints=_Followed(inner, adapted),
         facts=facts | own.facts,
         adapter_model=peft_model,
-        base_fingerprints=fingerprints,
+        base_fingerprints=followed_base,
     )
+
+
+class _Followed:
+    """The fingerprint of a live model, made again where its weights have moved since: it may be in training."""
+
+    def __init__(self, model: nn.Module, make: Callable[[], Fingerprint]) -> None:
+        self.model, self.make = model, make
+        self.mark = ""
+
+    def __call__(self) -> Fingerprint:
+        mark = state_mark(self.model.state_dict())
+        if mark != self.mark:
+            self.value, self.mark = self.make(), mark
+        return self.value
 
 
 def _load_model(files: CheckpointFiles, dtype: str, device: str) -> HuggingFaceSubject:

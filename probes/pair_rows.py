@@ -1,6 +1,7 @@
 """What does one row of a preference file say? Every accepted shape of a row, turned into a `Pair`."""
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +115,7 @@ def parse_pair(row: dict[str, Any] | str, number: int, shape: PairShape) -> Pair
         sides.reverse()
     return Pair(
         row=number,
-        pair_id=row_name(row) or str(number),
+        pair_id=_label(row, "id") or str(number),
         prompt=prompt,
         chosen=sides[0][0],
         rejected=sides[1][0],
@@ -122,9 +123,9 @@ def parse_pair(row: dict[str, Any] | str, number: int, shape: PairShape) -> Pair
         votes_rejected=sides[1][1],
         votes_tie=votes and votes[2],
         preference=None if preference is None or judged_by_label else max(preference, 1 - preference),
-        prompt_id=_label(row.get("prompt_id")),
-        split=_label(row.get("split")),
-        tag=_label(row.get("tag")),
+        prompt_id=_label(row, "prompt_id"),
+        split=_label(row, "split"),
+        tag=_label(row, "tag"),
         explicit_chosen=sides[0][2],
         explicit_rejected=sides[1][2],
         swapped=swapped,
@@ -137,15 +138,26 @@ def parse_text(row: Mapping[str, Any], column: str) -> Text:
     if value is None:
         raise RowError("missing_field", f"`{column}` is missing")
     if isinstance(value, str):
+        require_encodable(value, f"`{column}`")
         return value
     if isinstance(value, list | tuple):
         return tuple(_message(message, column) for message in value)
-    raise RowError("not_string", f"`{column}` is {type(value).__name__} {str(value)[:40]!r}, not a string")
+    raise RowError("not_string", f"`{column}` is {type(value).__name__} {reprlib.repr(value)}, not a string")
 
 
 def row_name(row: Mapping[str, Any] | str) -> str:
-    """The row's `id` as text; empty where it has none."""
-    return "" if isinstance(row, str) else _label(row.get("id")) or ""
+    """The row's `id` as text that can be written; empty where it has none."""
+    given = None if isinstance(row, str) else row.get("id")
+    return "" if given in (None, "") else str(given).encode("utf-8", "backslashreplace").decode()
+
+
+def require_encodable(text: str, what: str) -> None:
+    """Raises RowError for a lone surrogate: half a character, which JSON can spell (\\ud83d) and no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"{text[error.start]!r} at character {error.start}"
+        raise RowError("not_encodable", f"{what} holds half a character ({half}): a cut text? Write it again") from None
 
 
 def _texts(row: Mapping[str, Any], shape: PairShape) -> tuple[Text, Text, Text]:
@@ -209,6 +221,7 @@ def _message(message: Any, column: str) -> dict[str, Any]:
     if not isinstance(message.get("content"), str):
         kind = type(message.get("content")).__name__
         raise RowError("not_string", f"`{column}` holds a message whose content is {kind}, not a string")
+    require_encodable(message["role"] + message["content"], f"a message in `{column}`")
     return {str(key): value for key, value in message.items() if value is not None}  # Parquet fills absent keys by None
 
 
@@ -225,7 +238,7 @@ def _judgement(row: Mapping[str, Any], shape: PairShape) -> tuple[tuple[float, f
         if label in (None, ""):
             raise RowError("missing_field", "`label` is missing")
         if not isinstance(label, str) or label.strip().lower() not in ("a", "b"):
-            raise RowError("label_invalid", f"`label` is {label!r}; expected a or b")
+            raise RowError("label_invalid", f"`label` is {reprlib.repr(label)}; expected a or b")
         return None, float(label.strip().lower() == "a")
     if shape.judged == "preference":
         share = _number(row, "preference", required=True)
@@ -234,8 +247,8 @@ def _judgement(row: Mapping[str, Any], shape: PairShape) -> tuple[tuple[float, f
         return None, share
     first, second = (_number(row, f"votes_{side}", required=True) for side in shape.sides)
     tie = _number(row, "votes_tie", required=False)
-    if min(first, second, tie) < 0 or first + second + tie == 0:
-        raise RowError("votes_invalid", f"votes {first:g}, {second:g}, tie {tie:g}: none, or a negative count")
+    if min(first, second, tie) < 0 or not 0 < first + second + tie < math.inf:
+        raise RowError("votes_invalid", f"votes {first:g}, {second:g}, tie {tie:g}: none, too many or a negative count")
     return (first, second, tie), None
 
 
@@ -247,7 +260,7 @@ def _number(row: Mapping[str, Any], column: str, *, required: bool) -> float:
         return 0.0
     number = _score(value)
     if number is None:
-        raise RowError("votes_invalid", f"`{column}` is {value!r}, not a finite number")
+        raise RowError("votes_invalid", f"`{column}` is {reprlib.repr(value)}, not a finite number")
     return number
 
 
@@ -257,10 +270,14 @@ def _score(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # overflow: JSON has integers beyond the largest float
         return None
     return number if math.isfinite(number) else None
 
 
-def _label(value: Any) -> str | None:
-    return None if value is None or value == "" else str(value)
+def _label(row: Mapping[str, Any], column: str) -> str | None:
+    value = row.get(column)
+    if value is None or value == "":
+        return None
+    require_encodable(str(value), f"`{column}`")
+    return str(value)

@@ -25,21 +25,26 @@ def load_policy_and_reference(
     """Load both models, an adapter and its base only once.
 
     The base of an adapter is `base`, else the path in its config if that exists, else the reference. Where that base is
-    the reference, policy and reference are one set of weights, adapter on and off.
-    Raises InputError where an adapter has no base, or `reference='adapter-disabled'` meets a policy without adapter.
+    the reference, policy and reference are one set of weights, adapter on and off (two loads where "off" is not the
+    base, as with trained biases).
+    Raises InputError where an adapter has no base, `reference='adapter-disabled'` meets a policy without adapter, or
+    `base` is given and nothing takes it.
     """
+    if base is not None and not is_adapter(policy) and not is_adapter(reference):
+        raise InputError(f"--base {base}: neither policy nor reference is an adapter folder, so neither takes a base")
     subject = _load_policy(policy, reference, base, dtype, device)
     if reference is None:
         return subject, None
     if not isinstance(reference, str | os.PathLike):
         return subject, reference
     if os.fspath(reference) == ADAPTER_DISABLED:
-        if not is_adapter(policy):
+        if not subject.facts.get("adapter"):
             raise InputError(
-                f"--reference adapter-disabled: the policy {policy} is no adapter folder; name the reference model"
+                f"--reference adapter-disabled: the policy {subject.name} has no adapter; name the reference model"
             )
         return subject, subject.without_adapter()
-    if is_adapter(policy) and not is_adapter(reference) and _same_model(_base_of(policy, reference, base), reference):
+    own_base = is_adapter(policy) and _same_model(_base_of(policy, reference, base), reference)
+    if own_base and not is_adapter(reference) and not subject.facts.get("adapter_off_refused"):
         return subject, subject.without_adapter()
     return subject, load(reference, base=base if is_adapter(reference) else None, dtype=dtype, device=device)
 

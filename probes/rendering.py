@@ -51,7 +51,7 @@ class Renderer:
             self.template = _own_template(tokenizer)
             self.origin = "tokenizer" if self.template else "none"
         elif policy != "none":
-            self.template, self.origin = _read_template(policy), str(policy)
+            self.template, self.origin = read_template(policy), str(policy)
         if policy == "chat" and self.template is None:
             raise InputError("template='chat': the tokenizer has no chat template; give a Jinja file, or use 'none'")
         self.has_own = _own_template(tokenizer) is not None
@@ -123,7 +123,7 @@ def _own_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     return template or None
 
 
-def _read_template(policy: str) -> str:
+def read_template(policy: str) -> str:
     path = Path(policy)
     if not path.is_file():
         raise InputError(f"template={policy!r}: neither 'auto', 'chat' nor 'none', and no such file")

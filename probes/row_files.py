@@ -94,6 +94,8 @@ def _json_line(line: str) -> dict[str, Any] | str:
         row = json.loads(line)
     except ValueError as error:
         return f"not JSON: {error}"
+    except RecursionError:
+        return "not readable JSON: nested too deeply"
     return row if isinstance(row, dict) else f"not a JSON object but {type(row).__name__}"
 
 
@@ -102,6 +104,8 @@ def _json_list(path: Path, text: str) -> list[Any]:
         rows = json.loads(text)
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); a file with one object a line is named .jsonl") from error
+    except RecursionError:
+        raise InputError(f"{path}: JSON nested too deeply to be read; expected a list with an entry a row") from None
     if not isinstance(rows, list):
         raise InputError(f"{path}: a JSON {type(rows).__name__}; expected a list with an entry a row")
     return rows

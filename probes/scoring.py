@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TokenSequence", "score_pairs", "score_sequences"]
 
-ADAPTER_DISABLED = "adapter-disabled"
 MAX_SHIFTED = 0.05  # share of pairs whose boundary may shift before the run stops
 
 
@@ -48,6 +47,9 @@ def score_pairs(
     batch_tokens: int = 8192,
     cache: Folder | None = None,
     cluster: str = "prompt",
+    share_prefix: str | bool = "auto",
+    states: bool = False,
+    mismatched: bool = False,
     max_invalid: float = 0.05,
     shards: Folder | None = None,
     shard_size: int = 32,
@@ -63,6 +65,7 @@ def score_pairs(
     template, eos, boundary, max_length, over_length: how text becomes ids, see TextPolicy.
     batch_tokens: padded tokens a forward pass. cache: folder for scores that later runs may use.
     cluster: "prompt" (pairs of one prompt are one cluster) or "response" (also pairs that share a response).
+    share_prefix, states, mismatched: their defaults only; this version scores every sequence in a row of its own.
     max_invalid: share of rows set aside above which nothing is scored.
     shards: folder for finished shards of `shard_size` pairs; a killed run repeats at most one.
     progress: called as progress(stage, tokens done, tokens in all).
@@ -72,6 +75,11 @@ def score_pairs(
         raise InputError(f"cluster={cluster!r}: expected prompt or response")
     if batch_tokens < 1 or shard_size < 1:
         raise InputError(f"batch_tokens={batch_tokens}, shard_size={shard_size}: both are at least 1")
+    if share_prefix not in ("auto", False) or states or mismatched:
+        raise InputError(
+            f"share_prefix={share_prefix!r}, states={states!r}, mismatched={mismatched!r}: this version has their "
+            "defaults only ('auto', False, False)"
+        )
     text = TextPolicy(template, eos, boundary, max_length, over_length)
     file = read_pairs(pairs)
     check_invalid(file, max_invalid)
@@ -125,12 +133,7 @@ def score_pairs(
 
 def _models(policy: Any, reference: Any) -> "tuple[Subject, Subject | None, str]":
     """Both models and the kind of reference: separate, adapter-disabled or none."""
-    if not isinstance(policy, str | os.PathLike):
-        if reference is None:
-            return policy, None, "none"
-        if isinstance(reference, str) and reference == ADAPTER_DISABLED:
-            return policy, policy.without_adapter(), ADAPTER_DISABLED
-    from .policy import load_policy_and_reference
+    from .policy import ADAPTER_DISABLED, load_policy_and_reference
 
     subject, other = load_policy_and_reference(policy, reference)
     if other is None:

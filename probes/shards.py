@@ -17,25 +17,37 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 class ScoreCache:
-    """Values by item key, appended to one file a model; a torn line, left by a kill, is skipped when read."""
+    """Values by item key, appended to one file a model; a torn line, left by a kill, is skipped when read.
+
+    Where the file cannot be read or written, `problem` says so and values stay in memory: a cache costs time, not the
+    run. Only a folder that cannot be made is an InputError: then another one was meant.
+    """
 
     def __init__(self, folder: str | os.PathLike[str], model_key: str) -> None:
         self.file = Path(folder) / "scores" / f"{model_key[:32]}.jsonl"
         self.values: dict[str, float] = {}
+        self.problem: str | None = None
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            content = self.file.read_text(encoding="utf-8") if self.file.exists() else ""
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise InputError(
-                f"{self.file}: the cache cannot be used ({error}); name another folder, or none"
+                f"{self.file.parent}: the cache cannot be used, as no such folder can be made ({error.strerror}); let "
+                "ALIGNSCOPE_CACHE name another folder (in Python cache=), or do without (--no-cache, cache=None)"
             ) from error
+        try:
+            content = self.file.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self.problem = f"{self.file}: the cache cannot be read ({error.strerror}); scores are not kept"
+            return
         for line in content.splitlines():
             try:
                 values = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(values, dict):
-                self.values.update(values)
+                self.values.update({key: value for key, value in values.items() if type(value) is float})
 
     def add(self, values: Mapping[str, float]) -> None:
         """Keep values; one write, so that two runs on one cache do not mix their lines."""
@@ -43,8 +55,13 @@ class ScoreCache:
         if not new:
             return
         self.values.update(new)
-        with self.file.open("ab", buffering=0) as file:
-            file.write(f"\n{json.dumps(new)}\n".encode())
+        if self.problem is not None:
+            return
+        try:
+            with self.file.open("ab", buffering=0) as file:
+                file.write(f"\n{json.dumps(new)}\n".encode())
+        except OSError as error:  # a full disk, a folder that may only be read
+            self.problem = f"{self.file}: the cache cannot be written ({error.strerror}); scores are not kept"
 
 
 def run_in_shards(

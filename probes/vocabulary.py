@@ -1,6 +1,7 @@
 """Do two models read the same ids, and how many of a head's rows belong to a token?"""
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 
@@ -15,13 +16,34 @@ def real_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> int:
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
+def same_ids(first: "Subject", second: "Subject") -> bool:
+    """Whether every id that a head has a row for is the same piece of text to both models.
+
+    True for one tokenizer, and for two that differ in entries beyond both heads alone (transformers appends one to GGUF
+    files), with equal ids, merges, begin and end: text that spells such an entry is refused when it is encoded. An
+    entry that one of the heads has a row for is a difference: that model can give it probability.
+    """
+    ours, theirs = first.fingerprints.tokenizer, second.fingerprints.tokenizer
+    if ours is None or theirs is None or ours == theirs:
+        return ours == theirs
+    a, b = first.tokenizer, second.tokenizer
+    rows = max(first.vocab_size, second.vocab_size)
+    vocabularies = [{token: i for token, i in tokenizer.get_vocab().items() if i < rows} for tokenizer in (a, b)]
+    if a.get_vocab() == b.get_vocab() or vocabularies[0] != vocabularies[1]:
+        return False
+    ends = [(tokenizer.bos_token_id, tokenizer.eos_token_id) for tokenizer in (a, b)]
+    return ends[0] == ends[1] and _merges(a) is not None and _merges(a) == _merges(b)
+
+
 def require_same_tokenizer(policy: "Subject", reference: "Subject") -> None:
-    """Raises InputError, saying what differs, unless both tokenizers are known to be the same.
+    """Raises InputError, saying what differs, unless both models are known to read the same ids: see `same_ids`.
 
     A reference wrapped without a tokenizer passes where its head has as many rows as the policy's.
     """
     ours, theirs = policy.fingerprints.tokenizer, reference.fingerprints.tokenizer
     if ours == theirs:
+        return
+    if theirs is not None and same_ids(policy, reference):
         return
     if theirs is None:
         if reference.vocab_size == policy.vocab_size:
@@ -35,6 +57,16 @@ def require_same_tokenizer(policy: "Subject", reference: "Subject") -> None:
         f"{_difference(policy.tokenizer, reference.tokenizer)}. Log-probabilities of different ids cannot be compared; "
         "save one tokenizer with both checkpoints"
     )
+
+
+def _merges(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, Any] | None:
+    """Kind and merges of the tokenizer's model, as pairs; None where they cannot be read."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    model = json.loads(backend.to_str())["model"]
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges", [])]
+    return str(model.get("type")), merges
 
 
 def _difference(first: "PreTrainedTokenizerBase", second: "PreTrainedTokenizerBase") -> str:

@@ -123,8 +123,9 @@ def test_a_gate_that_fires_exits_1_and_one_that_does_not_0(finished, zoo, policy
     assert "for instance" in refused(*command, "--fail-if", "accuracy")
 
 
-def test_a_killed_run_continues_and_gives_the_same_report(zoo, policy, tmp_path):
-    """SIGKILL in the middle of scoring; then the same command: same numbers, finished shards untouched."""
+@pytest.mark.parametrize(("section", "stage"), [("ranking", "scores"), ("spinal", "trace_reference")])
+def test_a_killed_run_continues_and_gives_the_same_report(zoo, policy, tmp_path, section, stage):
+    """SIGKILL in the middle of scoring or tracing; then the same command: same numbers, finished shards untouched."""
     many = write_jsonl(tmp_path / "pairs.jsonl", pair_rows(600))
     command = [
         "audit",
@@ -135,13 +136,13 @@ def test_a_killed_run_continues_and_gives_the_same_report(zoo, policy, tmp_path)
         "--pairs",
         many,
         "--only",
-        "ranking",
+        section,
         "--no-cache",
     ]
     whole = run(*command, "--out", tmp_path / "whole", "--quiet")
     assert whole.returncode == 0, whole.stderr
     arguments = [sys.executable, "-m", "alignscope.cli.main", *map(str, command), "--out", str(tmp_path / "killed")]
-    shards = tmp_path / "killed" / "stages" / "scores"
+    shards = tmp_path / "killed" / "stages" / stage
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
         while len(kept := sorted(p for p in shards.rglob("*") if p.is_file() and not p.name.startswith("."))) < 3:
@@ -157,7 +158,8 @@ def test_a_killed_run_continues_and_gives_the_same_report(zoo, policy, tmp_path)
     first, second = Report.load(tmp_path / "whole"), Report.load(tmp_path / "killed")
     assert first.sections[0].estimates == second.sections[0].estimates
     assert first.findings == second.findings
-    assert first.to_frame("ranking.pairs").equals(second.to_frame("ranking.pairs"))
+    for table in first.sections[0].tables:
+        assert first.to_frame(f"{section}.{table}").equals(second.to_frame(f"{section}.{table}"))
 
 
 def test_trace_of_one_model(zoo, pairs, tmp_path):
@@ -185,6 +187,18 @@ def test_doctor_of_one_model(zoo):
     done = run("doctor", zoo["llama"])
     assert done.returncode == 0, done.stderr
     assert "anatomy" in done.stdout
+
+
+def test_a_doctor_can_guard_a_pipeline(zoo, tmp_path):
+    assert run("doctor", zoo["llama"], "--fail-if", "doctor.batch>5e-6").returncode == 0
+    fired = run("doctor", zoo["llama"], "--fail-if", "doctor.tokenizer_length>1", "--json")
+    assert fired.returncode == 1
+    assert "gate fired: doctor.tokenizer_length>1" in fired.stderr
+    report = json.loads(fired.stdout)
+    assert report["manifest"]["models"]["model"]["fingerprints"]["weights"]
+    assert {"anatomy", "batch", "memory"} <= {check["check"] for check in report["checks"]}
+    talks = write_jsonl(tmp_path / "p.jsonl", [{"prompt": [{"role": "user", "content": "hi"}]}])
+    assert "message lists; the doctor probes with plain strings" in refused("doctor", zoo["llama"], "--prompts", talks)
 
 
 class TestBadInput:

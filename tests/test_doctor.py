@@ -196,7 +196,7 @@ def test_each_fault_shows_in_its_row(llama, fault, check, verdict):
 
 
 def test_positions_are_what_keeps_gpt2_right_under_left_padding(zoo):
-    """6.4e-2 with a mask alone on logits of scale 0.5; exact with positions (models.md 3)."""
+    """6.4e-2 with a mask alone on logits of scale 0.5; exact with positions."""
     subject = load(zoo["gpt2"])
     assert row(examine(subject), "left padding")["verdict"] == "ok"
     assert row(examine(Faulty(subject, no_positions)), "left padding")["verdict"] == "alarm"
@@ -252,6 +252,28 @@ def test_quantised_policy_beside_a_float_reference_is_an_alarm(zoo, llama, tmp_p
     assert row(examine(policy, reference=policy), "precision of the file")["verdict"] == "notice"
 
 
+def stored_as(folder: Path, to: Path, dtype: torch.dtype) -> Path:
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(dtype).save_pretrained(to)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(to)
+    return to
+
+
+def test_policy_and_reference_stored_in_two_dtypes_are_an_alarm(zoo, llama, tmp_path):
+    """bf16 against float32: the rounding of the one would count as training."""
+    half = load(stored_as(zoo["llama"], tmp_path / "half", torch.bfloat16))
+    for subject, reference, other in ((half, llama, "float32"), (llama, half, "bfloat16")):
+        found = row(examine(subject, reference=reference), "precision of the file")
+        assert found["verdict"] == "alarm"
+        assert f"the reference is stored as {other}: rounding would count as training" in found["advice"]
+    assert row(examine(half, reference=half), "precision of the file")["verdict"] == "notice"
+    live = wrap(AutoModelForCausalLM.from_pretrained(zoo["llama"], dtype=torch.float32), llama.tokenizer)
+    assert row(examine(live, reference=half), "precision of the file")["verdict"] != "alarm"  # its file is not known
+
+
+def test_right_padding_says_that_the_pad_cannot_matter(llama):
+    assert "replaced before the model sees it" in row(examine(llama), "right padding")["advice"]
+
+
 def test_adapter_that_does_nothing_is_an_alarm(zoo, tmp_path):
     idle = make_adapter(zoo["llama"], tmp_path / "idle", trained=False)
     busy = make_adapter(zoo["llama"], tmp_path / "busy")
@@ -272,13 +294,19 @@ def test_reference_that_is_the_same_model_or_has_another_vocabulary(zoo, llama, 
     assert other.section.estimates["distance_to_the_reference"].value > 0.01
     copy = Path(shutil.copytree(zoo["llama"], tmp_path / "copy"))
     tokenizer = AutoTokenizer.from_pretrained(copy)
-    tokenizer.add_tokens(["<new>"])
+    tokenizer.eos_token = "<pad>"
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     tokenizer.save_pretrained(copy)
     changed = examine(llama, reference=load(copy))
     assert row(changed, "tokenizer of the reference")["verdict"] == "alarm"
     assert row(changed, "template of the reference")["verdict"] == "alarm"
     assert row(changed, "head of the reference")["verdict"] == "ok"
+
+
+def test_gguf_reference_reads_the_same_ids(zoo, llama, tmp_path):
+    """transformers appends an entry to a GGUF file's vocabulary; no head has a row for it, so nothing differs."""
+    result = examine(llama, reference=load(write_gguf(zoo["llama"], tmp_path / "m.gguf")))
+    assert row(result, "tokenizer of the reference")["verdict"] == "ok"
 
 
 # --- tokenizer and template
@@ -345,7 +373,7 @@ def test_pad_equal_to_eos_and_a_long_tokenizer_are_notices(zoo):
 
 @pytest.mark.real
 def test_ladder_reference(ladder_reference):
-    """The 135M: 6e-7 nats per scored token in batches, 1.8e-5 on a sum of 29 (models.md 10); short texts, for time."""
+    """The 135M: 6e-7 nats per scored token in batches, 1.8e-5 on a sum of 29; short texts, for time."""
     result = examine(load(ladder_reference), TEXTS[:6])
     assert "alarm" not in verdicts(result).values()
     assert result.section.estimates["batch"].value < 5e-6

@@ -1,15 +1,18 @@
 """Figures: every mark is a number of the report, intervals are drawn, and what is missing is left out or said."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+import alignscope
 from alignscope import Estimate, PairScores, ranking_report
 from alignscope.dashboards.drawing import MAX_POINTS, PALETTE
 from alignscope.dashboards.figures import layer_profile, ranking_figures, report_figures
-from alignscope.dashboards.wording import decimals, duration, interval_text, moved, number, stated
+from alignscope.dashboards.wording import REASONS, decimals, duration, interval_text, moved, number, stated
 from report_samples import HOSTILE, audited, tiny_pairs
 
 
@@ -209,3 +212,20 @@ def test_a_change_is_named_only_where_the_interval_leaves_out_0():
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+# ---- words for the reasons
+
+
+def test_every_reason_that_the_code_gives_has_words_and_no_word_is_for_another():
+    package = Path(alignscope.__file__).parent
+    files = [file for part in ("probes", "diagnose") for file in sorted((package / part).glob("*.py"))]
+    code = "".join(file.read_text(encoding="utf-8") for file in files)
+    given = {*re.findall(r'RowError\(\s*"(\w+)"', code), *re.findall(r'\breason="(\w+)",', code)}
+    given |= {f"non_finite_{role}" for role in ("policy", "reference")}  # the one reason that is put together
+    assert 'reason=f"non_finite_{role}"' in code
+    assert len(given) >= 19
+    assert given <= set(REASONS), given - set(REASONS)
+    kept = {reason for reason, words in REASONS.items() if words.startswith("kept")}
+    assert set(REASONS) == given | kept
+    assert all(re.search(rf'"{reason}"', code) for reason in kept)

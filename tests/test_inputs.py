@@ -162,9 +162,12 @@ def test_a_bad_row_is_set_aside_by_reason(row, reason):
         ({"votes_a": 0, "votes_b": 0, "votes_tie": 0}, "votes_invalid"),
         ({"votes_a": "many", "votes_b": 2}, "votes_invalid"),
         ({"votes_a": True, "votes_b": 2}, "votes_invalid"),
+        ({"votes_a": 10**400, "votes_b": 2}, "votes_invalid"),  # JSON has it, a float does not
+        ({"votes_a": 1e308, "votes_b": 1e308}, "votes_invalid"),  # nor their sum
         ({"votes_a": None, "votes_b": 2}, "missing_field"),
         ({"preference": 1.5}, "votes_invalid"),
         ({"preference": float("nan")}, "votes_invalid"),
+        ({"preference": 10**400}, "votes_invalid"),
         ({"preference": ""}, "missing_field"),
         ({"label": "tie"}, "label_invalid"),
         ({"label": None}, "missing_field"),
@@ -189,6 +192,58 @@ def test_a_line_that_is_no_json_is_one_bad_row(tmp_path):
     assert [(row.row, row.reason) for row in read.invalid] == [(2, "not_a_row"), (3, "not_a_row")]
     assert "JSON" in read.invalid[0].detail
     assert read.n_rows == 3
+
+
+HALF = "\ud83d"  # half of an emoji: valid JSON, no text
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "p", "chosen": f"x {HALF}", "rejected": "y"},
+        {"prompt": f"p {HALF}", "chosen": "x", "rejected": "y"},
+        {"prompt": [USER], "chosen": [ANSWER | {"content": HALF}], "rejected": [OTHER]},
+        {"prompt": [USER], "chosen": [ANSWER | {"role": HALF}], "rejected": [OTHER]},
+        {"prompt": "p", "chosen": "x", "rejected": "y", "id": HALF},
+        {"prompt": "p", "chosen": "x", "rejected": "y", "tag": HALF},
+    ],
+)
+def test_half_a_character_sets_its_row_aside(row, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    good = {"prompt": "p", "chosen": "x", "rejected": "y"}
+    file.write_text(f"{json.dumps(row)}\n{json.dumps(good)}\n", encoding="utf-8")
+    read = read_pairs(file)
+    assert [(bad.row, bad.reason) for bad in read.invalid] == [(1, "not_encodable")]
+    assert "half a character ('\\ud83d' at character" in read.invalid[0].detail
+    assert (read.invalid[0].detail + read.invalid[0].name).encode("utf-8")  # both go into the report
+    assert len(read) == 1
+
+
+def test_a_prompt_with_half_a_character_is_set_aside():
+    file = read_prompts([{"prompt": "p"}, {"prompt": HALF}])
+    assert [(row.row, row.reason) for row in file.invalid] == [(2, "not_encodable")]
+
+
+def test_deep_nesting_is_one_bad_row_or_a_bad_file(tmp_path):
+    deep = f"{'[' * 100_000}{']' * 100_000}"
+    good = '{"prompt": "p", "chosen": "x", "rejected": "y"}'
+    lines, whole = tmp_path / "pairs.jsonl", tmp_path / "pairs.json"
+    lines.write_text(f'{good}\n{{"prompt": {deep}}}\n', encoding="utf-8")
+    read = read_pairs(lines)
+    assert [(row.row, row.reason, row.detail) for row in read.invalid] == [
+        (2, "not_a_row", "not readable JSON: nested too deeply")
+    ]
+    whole.write_text(deep, encoding="utf-8")
+    with pytest.raises(InputError, match=r"pairs\.json: JSON nested too deeply"):
+        read_pairs(whole)
+    shallow = {"prompt": json.loads('{"a":' * 800 + "1" + "}" * 800), "chosen": "x", "rejected": "y"}
+    lines.write_text(f"{good}\n{json.dumps(shallow)}\n", encoding="utf-8")
+    assert [row.reason for row in read_pairs(lines).invalid] == ["not_string"]
+
+
+def test_an_explicit_score_beyond_every_float_is_none():
+    row = {"prompt": "p", "chosen": "x", "rejected": "y", "explicit_chosen": 10**400, "explicit_rejected": 1}
+    assert one(row)[0].explicit_chosen is None
 
 
 def test_a_csv_line_of_another_width_is_one_bad_row(tmp_path):

@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from fnmatch import fnmatch
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from gguf_files import write_gguf
@@ -18,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import alignscope
 from alignscope.errors import InputError
-from alignscope.probes.checkpoint_files import looks_like_path
+from alignscope.probes.checkpoint_files import locate, looks_like_path
 from alignscope.probes.loading import load
 
 IDS = torch.tensor([[1, 40, 200, 33, 7, 300]])
@@ -340,3 +342,64 @@ def test_loggers_and_bars_are_as_before(zoo, tmp_path, capfd):
     finally:
         logging.set_verbosity_warning()
     assert capfd.readouterr().err == ""
+
+
+# --- a hub id whose repository holds GGUF files: the hub is played by a folder
+
+
+def play_hub(monkeypatch, repository: Path, cache: Path) -> list[str]:
+    """snapshot_download and list_repo_files of huggingface_hub on a local folder; returns the files as downloaded."""
+    fetched: list[str] = []
+
+    def snapshot_download(name, *, revision, allow_patterns):
+        target = cache / "0123abcd"
+        target.mkdir(exist_ok=True)
+        for file in repository.iterdir():
+            if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
+                shutil.copy(file, target)
+                fetched.append(file.name)
+        return str(target)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    names = [file.name for file in repository.iterdir()]
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda name, revision: names)
+    return fetched
+
+
+def unreachable(name, revision):
+    raise httpx.ConnectError("no network")
+
+
+@pytest.mark.parametrize("beside", [None, "config.json"])
+def test_hub_id_with_one_gguf_file_is_that_file(zoo, tmp_path, monkeypatch, beside):
+    repository, cache = tmp_path / "repository", tmp_path / "cache"
+    repository.mkdir(), cache.mkdir()
+    write_gguf(zoo["llama"], repository / "tiny.gguf")
+    if beside:
+        shutil.copy(zoo["llama"] / beside, repository)
+    play_hub(monkeypatch, repository, cache)
+    assert locate("owner/tiny").kind == "gguf"
+    monkeypatch.setattr("huggingface_hub.list_repo_files", unreachable)  # a second time, without a network
+    files = locate("owner/tiny")
+    assert (files.kind, files.hub, [f.name for f in files.weights]) == ("gguf", "owner/tiny@0123abcd", ["tiny.gguf"])
+
+
+def test_hub_id_with_several_gguf_files_is_a_question_and_downloads_none(tmp_path, monkeypatch):
+    repository, cache = tmp_path / "repository", tmp_path / "cache"
+    repository.mkdir(), cache.mkdir()
+    for name in ("a.gguf", "b.gguf", "config.json"):
+        (repository / name).write_text("{}")
+    fetched = play_hub(monkeypatch, repository, cache)
+    with pytest.raises(InputError, match=r"owner/tiny: 2 GGUF files there .*download one of them and give its path"):
+        locate("owner/tiny")
+    assert fetched == ["config.json"]
+
+
+def test_hub_id_with_safetensors_brings_no_gguf_beside_them(zoo, tmp_path, monkeypatch):
+    repository, cache = tmp_path / "repository", tmp_path / "cache"
+    shutil.copytree(zoo["llama"], repository)
+    cache.mkdir()
+    (repository / "tiny.gguf").write_text("")
+    fetched = play_hub(monkeypatch, repository, cache)
+    assert locate("owner/tiny").kind == "checkpoint"
+    assert "tiny.gguf" not in fetched

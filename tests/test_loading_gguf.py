@@ -1,5 +1,6 @@
 """GGUF files: a float file is exact, a quantised one is known by the types in the file, a damaged one is refused."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 from gguf_files import write_gguf
 
+from alignscope import score_pairs
 from alignscope.errors import InputError
 from alignscope.probes.loading import load
+from alignscope.probes.vocabulary import require_same_tokenizer
 
 IDS = torch.tensor([[1, 40, 200, 33, 7, 300]])
 
@@ -80,3 +83,43 @@ def test_one_changed_bit_of_a_gguf_is_another_fingerprint(gguf_file, tmp_path):
     changed, plain = load(tmp_path / "changed.gguf").fingerprints, load(gguf_file).fingerprints
     assert changed.weights != plain.weights
     assert (changed.config, changed.tokenizer) == (plain.config, plain.tokenizer)
+
+
+def test_gguf_reads_the_ids_of_the_folder_it_was_made_from(gguf_file, llama):
+    """transformers appends <|endoftext|> to the file's vocabulary, one entry beyond the head: no reason to refuse."""
+    rows = [{"prompt": "the cat", "chosen": " sat on the mat", "rejected": " ran away"}]
+    subject = load(gguf_file)
+    assert len(subject.tokenizer.get_vocab()) == len(llama.tokenizer.get_vocab()) + 1 == subject.vocab_size + 1
+    for policy, reference in ((llama, subject), (subject, llama)):
+        scores = score_pairs(policy, reference, rows, template="none", eos="none")
+        for side in ("chosen", "rejected"):
+            assert scores[f"policy_{side}"].tolist() == scores[f"reference_{side}"].tolist()
+    spelt = [rows[0] | {"chosen": " sat <|endoftext|>"}]
+    with pytest.raises(InputError, match=r"id 411 \('<\|endoftext\|>'\) has no row"):
+        score_pairs(subject, llama, spelt, template="none", eos="none")
+
+
+def changed_tokenizer(folder: Path, to: Path, change) -> Path:
+    shutil.copytree(folder, to)
+    file = to / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    change(content)
+    file.write_text(json.dumps(content), encoding="utf-8")
+    return to
+
+
+def swap_two_ids(content) -> None:
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+
+
+def swap_two_merges(content) -> None:
+    merges = content["model"]["merges"]
+    merges[0], merges[-1] = merges[-1], merges[0]
+
+
+@pytest.mark.parametrize("change", [swap_two_ids, swap_two_merges])
+def test_another_vocabulary_or_other_merges_stay_refused_beside_gguf(gguf_file, zoo, tmp_path, change):
+    other = load(changed_tokenizer(zoo["llama"], tmp_path / "other", change))
+    with pytest.raises(InputError, match="different tokenizers"):
+        require_same_tokenizer(other, load(gguf_file))

@@ -8,7 +8,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from spinal_models import letters, tiny_model
+from tiny_tokenizer import tiny_tokenizer
 
+import alignscope
 from alignscope import Estimate, Report
 from alignscope.dashboards.drawing import PALETTE
 from alignscope.dashboards.figures import report_figures
@@ -60,8 +63,24 @@ def test_it_answers_what_was_asked_found_how_sure_and_what_to_do(report, page):
     assert " ".join(report.question.split()) in text
     for finding in report.findings:
         assert " ".join(finding.sentence.split()) in text
-    assert "120 of 120 rows used; none was set aside." in text
+    assert "120 of 120 pairs were scored; none was set aside." in text
+    assert "60 of 60 prompts were traced; none was set aside." in text
     assert report.manifest.command in text
+
+
+def decided(n: int) -> list[dict]:
+    return [{"prompt": f"p {i}:", "chosen": text, "rejected": text[::-1] + "x"} for i, text in enumerate(letters(n))]
+
+
+def test_it_says_only_of_rows_that_were_used_that_they_were():
+    texts = [*letters(60), *letters(10)]
+    pairs = [dict(row, chosen=" ") if i == 3 else row for i, row in enumerate(decided(40))]
+    models = [alignscope.wrap(tiny_model(blocks=3, scale=s, changed=2), tiny_tokenizer()) for s in (1.1, 1.0)]
+    text = Elements(render_page(alignscope.audit(*models, pairs, prompts=texts))).text
+    assert "39 of 40 pairs were scored; not used: 1 a completion is empty." in text
+    assert "60 of 70 prompts were traced; not used: 10 repeat the tokens of another." in text
+    alone = Elements(render_page(alignscope.audit(*models, pairs, prompts=texts, only="spinal"))).text
+    assert "pairs were scored" not in alone
 
 
 def test_every_estimate_stands_there_with_its_interval_or_its_reason(report, page):

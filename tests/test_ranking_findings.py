@@ -55,6 +55,7 @@ def sentence(table, first: str, **settings) -> str:
         (("notice", "displacement_chosen"), frame(-ALL, ALL), True),
         (("notice", "displacement_chosen"), frame(HALF, 0 * ALL), False),
         (("notice", "displacement_chosen"), frame(ALL, -ALL), False),
+        (("notice", "displacement_chosen"), frame(-ALL / 8192, 0 * ALL), False),  # what two float32 scorers differ by
         (("notice", "accuracy"), frame(ALL[:19]), True),  # 19 prompts
         (("notice", "accuracy"), frame(ALL[:20]), False),
         (("alarm", "accuracy"), mixed(), False),
@@ -62,6 +63,13 @@ def sentence(table, first: str, **settings) -> str:
 )
 def test_a_finding_is_made_where_its_rule_holds(rule, table, fires):
     assert (rule in said(table)) is fires
+
+
+def test_a_reward_that_moved_right_is_told_beside_a_ranking_that_fell():
+    """30 pairs lose 16 nats and their place, 70 gain 4 and stay wrong: the rewards say 70 % right, the ranking lost."""
+    lost = np.arange(100) < 30
+    table = frame(np.where(lost, -8.0, -4.0), np.where(lost, 8.0, -8.0))
+    assert {("info", "reward_accuracy"), ("notice", "accuracy_gain")} <= said(table)
 
 
 @pytest.mark.parametrize("n", [20, 57, 100, 805])
@@ -89,7 +97,7 @@ def test_where_the_probability_went_is_said_with_its_sign():
     table = frame(-ALL, ALL).assign(policy_rejected=-65.0)
     assert "by 2 nats on average (2 to 2); the rejected ones lost 1" in sentence(table, "displacement_chosen")
     table = frame(-ALL, ALL).assign(policy_rejected=-61.0)
-    assert "the rejected ones gained 3" in sentence(table, "displacement_chosen")
+    assert sentence(table, "displacement_chosen").endswith("the rejected ones gained 3.")
 
 
 def test_every_finding_rests_on_estimates_first_on_one_with_a_value():

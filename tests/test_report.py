@@ -4,11 +4,12 @@ import json
 
 import pandas as pd
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from alignscope import Estimate, InputError, Report
+from alignscope.diagnose import report as report_module
 from alignscope.diagnose.gates import Gate
-from alignscope.diagnose.report import Finding, Manifest, Section, SectionResult, finite
+from alignscope.diagnose.report import Cost, Finding, Manifest, Section, SectionResult, finite
 
 MANIFEST = Manifest(
     command="alignscope audit",
@@ -75,6 +76,25 @@ def test_a_missing_value_or_interval_needs_a_reason(value, low, high):
     assert share(value, low, high, reason="18 clusters").reason == "18 clusters"
 
 
+def test_a_missing_exact_number_needs_a_reason_too():
+    with pytest.raises(ValidationError, match="needs a reason"):
+        share(None, None, None, level=None)
+    assert share(None, None, None, level=None, reason="no adapter").value is None
+    assert share(0.5, None, None, level=None).reason is None
+
+
+@pytest.mark.parametrize("model", [Estimate, Finding, Cost, Section, Manifest, Report])
+def test_every_field_of_the_schema_is_described_in_one_line(model):
+    described = {name: field.description for name, field in model.model_fields.items()}
+    assert all(text and text.endswith(".") and "\n" not in text for text in described.values()), described
+
+
+def test_no_model_of_the_schema_is_left_out_above():
+    models = [m for m in vars(report_module).values() if isinstance(m, type) and issubclass(m, BaseModel)]
+    public = {m for m in models if not m.__name__.startswith("_") and m is not BaseModel}
+    assert public == {Estimate, Finding, Cost, Section, Manifest, Report}
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_not_a_number_never_enters(number):
     with pytest.raises(ValidationError):
@@ -91,12 +111,33 @@ def test_a_newer_report_is_refused(tmp_path):
         Report.load(tmp_path)
 
 
+@pytest.mark.parametrize("version", [0, -1])
+def test_a_version_that_never_was_is_refused(tmp_path, version):
+    path = sample().save(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": version}))
+    with pytest.raises(InputError, match=f"schema version {version} is not known .*reads 1 to 1; run the audit again"):
+        Report.load(tmp_path)
+
+
+def test_an_older_report_migrates_step_by_step(tmp_path, monkeypatch):
+    def rename(raw):
+        return {name if name != "asked" else "question": value for name, value in raw.items()}
+
+    report = sample()
+    path = report.save(tmp_path)
+    old = json.loads(path.read_text()) | {"schema_version": 0}
+    path.write_text(json.dumps({name if name != "question" else "asked": value for name, value in old.items()}))
+    monkeypatch.setitem(report_module.MIGRATIONS, 0, rename)
+    assert Report.load(tmp_path) == report
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "not JSON"),
         ("{}", "no schema_version"),
         ("[1]", "no schema_version"),
+        ('{"schema_version": true}', "no schema_version"),
         ('{"schema_version": 1}', "not a valid report"),
     ],
 )
@@ -105,6 +146,21 @@ def test_a_damaged_report_is_refused_with_its_path(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as caught:
         Report.load(tmp_path)
     assert "report.json" in str(caught.value)
+
+
+def test_a_report_that_is_not_text_is_refused_with_its_path(tmp_path):
+    (tmp_path / "report.json").write_bytes(b'{"title": "\xff"}')
+    with pytest.raises(InputError, match=r"report\.json: not JSON .*run the audit again"):
+        Report.load(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 300])
+def test_a_torn_table_is_refused_with_its_path(tmp_path, kept):
+    sample().save(tmp_path)
+    table = tmp_path / "tables" / "ranking.pairs.parquet"
+    table.write_bytes(table.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"ranking\.pairs\.parquet: not a readable table .*copy it again"):
+        Report.load(tmp_path)
 
 
 def test_a_missing_report_or_table_says_what_to_do(tmp_path):

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -65,6 +68,62 @@ def test_seconds_add_up_over_runs_and_failures(tmp_path):
     assert Stopwatch(file).seconds["a"] > first
     assert watch.total() == pytest.approx(watch.seconds["a"], abs=1e-3)
     assert watch.cost("a").peak_memory_mb == pytest.approx(peak_memory_mb(), rel=0.5)
+
+
+def test_the_seconds_of_a_killed_run_count(tmp_path):
+    """SIGKILL runs no `finally`: what was written at the last tick is what the next run adds to."""
+    file = tmp_path / "seconds.json"
+    file.write_text('{"ranking": 100.0, "spinal": 7.0}')
+    program = f"""
+import itertools, os, pathlib, signal, time
+from alignscope.diagnose.run_directory import Stopwatch
+watch = Stopwatch(pathlib.Path({str(file)!r}))
+with watch.timed("ranking"):
+    progress = watch.ticking(None)
+    for done in itertools.count():
+        progress("scoring policy", done, 10**9)
+        time.sleep(0.01)
+        if watch.seconds != Stopwatch(watch.file).seconds:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+    process = subprocess.run([sys.executable, "-c", program], timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    watch = Stopwatch(file)
+    assert watch.seconds["ranking"] > 101
+    assert watch.seconds["spinal"] == 7
+    killed = watch.seconds["ranking"]
+    with watch.timed("ranking"):
+        pass
+    assert watch.seconds["ranking"] == pytest.approx(killed, abs=0.5)
+
+
+def test_a_tick_writes_at_most_once_a_second_and_passes_progress_on(tmp_path):
+    file, seen = tmp_path / "seconds.json", []
+    watch = Stopwatch(file)
+    progress = watch.ticking(lambda *told: seen.append(told))
+    watch.tick()  # outside a stage: nothing to write
+    with watch.timed("a"):
+        progress("scoring", 1, 2)
+        assert not file.exists()
+    assert seen == [("scoring", 1, 2)]
+    assert file.exists()
+    with Stopwatch().timed("a"):
+        Stopwatch().ticking(None)("scoring", 1, 2)  # without a file: nothing to write
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[1]", b'{"a": "1"}', b'{"a": null}', b'{"a": NaN}'])
+def test_damaged_seconds_start_at_zero(tmp_path, content):
+    run = RunDirectory(tmp_path, SETTINGS)
+    (run.stages / "seconds.json").write_bytes(content)
+    assert RunDirectory(tmp_path, SETTINGS).watch.seconds == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[1]", b"{}", b'"run"'])
+def test_damaged_settings_are_refused_with_their_path(tmp_path, content):
+    RunDirectory(tmp_path, SETTINGS)
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"run\.json: not .*choose another --out, or delete the folder"):
+        RunDirectory(tmp_path, SETTINGS)
 
 
 def test_an_atomic_write_leaves_no_temporary_file(tmp_path):

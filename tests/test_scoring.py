@@ -19,6 +19,7 @@ from alignscope import InputError, PairScores, score_pairs
 from alignscope.probes.encoding import Encoder, TextPolicy
 from alignscope.probes.inputs import PairFile, read_pairs
 from alignscope.probes.sequence_scores import TokenSequence, score_sequences
+from alignscope.probes.shards import ScoreCache
 
 CLOSE = 1e-5  # nats a sequence, on tiny models
 EXACT = 1e-10  # the same in float64, where the formula alone is left
@@ -551,3 +552,61 @@ def test_settings_out_of_range_are_refused(policy, tmp_path: Path):
         score_pairs(policy, None, ROWS, shards=tmp_path / "file" / "shards")
     with pytest.raises(InputError, match="cache cannot be used"):
         score_pairs(policy, None, ROWS, cache=tmp_path / "file")
+
+
+# ---- a cache that fails costs time, not the run
+
+
+def test_a_cache_that_cannot_be_made_names_the_ways_out(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/scores: the cache cannot be used.*ALIGNSCOPE_CACHE.*--no-cache"):
+        ScoreCache(tmp_path / "file", "key")
+
+
+def test_a_cache_that_cannot_be_read_is_kept_in_memory(policy, tmp_path):
+    fresh = score_pairs(policy, None, ROWS, cache=tmp_path)
+    (file,) = (tmp_path / "scores").iterdir()
+    file.unlink()
+    file.mkdir()
+    assert score_pairs(policy, None, ROWS, cache=tmp_path).frame.equals(fresh.frame)
+    cache = ScoreCache(tmp_path, file.stem)
+    assert cache.problem == f"{file}: the cache cannot be read (Is a directory); scores are not kept"
+    cache.add({"a": 1.0})
+    assert cache.values == {"a": 1.0}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device that is always full is Linux's")
+def test_a_full_disk_leaves_the_cache_in_memory(tmp_path):
+    cache = ScoreCache(tmp_path, "key")
+    cache.add({"a": 1.0})
+    assert cache.problem is None
+    kept = cache.file.read_bytes()
+    cache.file.unlink()
+    cache.file.symlink_to("/dev/full")
+    cache.add({"b": 2.0})
+    cache.add({"c": 3.0})
+    assert cache.problem == f"{cache.file}: the cache cannot be written (No space left on device); scores are not kept"
+    assert cache.values == {"a": 1.0, "b": 2.0, "c": 3.0}
+    cache.file.unlink()
+    cache.file.write_bytes(kept + b'{"x": null, "y": "1"}\n\xff\n[1]\n{"d": 4.0}\n')
+    assert ScoreCache(tmp_path, "key").values == {"a": 1.0, "d": 4.0}
+
+
+# ---- a reward function that returns no numbers
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [["0.5", "good"] * 5, ["1.5"] * 10, [[1.0], [1.0, 2.0]] * 5, [object()] * 10, [1j] * 10, ["1", None] * 5, "0123"],
+)
+def test_a_reward_function_without_numbers_is_an_input_error(policy, scores):
+    with pytest.raises(InputError, match="reward function: expected a list of numbers"):
+        score_pairs(policy, None, ROWS, reward=lambda prompts, completions: scores)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
+def test_a_reward_function_may_return_any_row_of_numbers(policy, kind):
+    scores = score_pairs(policy, None, ROWS, reward=lambda prompts, completions: kind([2, 1] * 5))
+    assert [*scores["explicit_chosen"]] == [2.0] * 5
+    none = score_pairs(policy, None, ROWS, reward=lambda prompts, completions: [None, 1] + [2, 1] * 4)
+    assert none.counts["explicit_missing"] == 1

@@ -269,7 +269,7 @@ def test_controls_of_later_versions_and_unknown_ones_are_refused(traces, control
 
 
 def test_halves_of_one_model_contain_0_in_the_mean_of_transport(traces):
-    """20 splits, intervals of 95 %: 17 or more is what spinal.md asks for."""
+    """20 splits, intervals of 95 %: 17 or more are expected."""
     found = [halves_control(traces[0], (4, 6), seed=seed).d_transport_terminal for seed in range(20)]
     assert sum(low <= 0 <= high for _, low, high in found) >= 17
 

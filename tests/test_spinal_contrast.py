@@ -130,7 +130,7 @@ def planted(a: np.ndarray, shared: np.ndarray, seed: int, correlation: float = 0
 
 
 def test_a_planted_difference_of_exponents_is_found_and_a_missing_one_is_not():
-    """The calibration of spinal.md 6 (standard errors near .006) at its own N = 512 and d = 576."""
+    """Calibration (standard errors near .006) at N = 512 and d = 576."""
     shared = np.random.default_rng(5).standard_normal((512, 576))
     groups = group_labels(np.arange(512), 16, 0)
     base = side(planted(np.full(3, 0.75), shared, 1), groups)

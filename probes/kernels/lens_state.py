@@ -21,7 +21,7 @@ MAX_SKEW = 0.1  # |k3 / k2| up to which k2/2 + k3/6 is good to 1e-3; a heavier t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LensState:
-    """Single-pass sums over a part of the vocabulary (kernels.md 1).
+    """Single-pass sums over a part of the vocabulary.
 
     With s = exp((z_i - peak_i)/2), t the same of the partner j, x = z_j - z_i - pilot:
     mass = sum s^2, energy = sum s^2 (z - peak); overlap = sum s t, residual = sum (t - u s)^2 with u = overlap/mass_i;

@@ -47,7 +47,7 @@ def fit_power_law(
     `window`: two fractions f, g of r = #(sigma >= 1e-6 sigma_1) -> ranks max(2, ceil(f r))..floor(g r); or two
     integers, the ranks themselves, as where the window of a full sample is kept for its parts. Fewer than 8 points or
     a non-finite sigma: no exponent, with a reason; fewer than 20: a warning.
-    ValueError: not one descending column of sigma >= 0, or a window that is neither. Source: spinal.md 1 and 3
+    ValueError: not one descending column of sigma >= 0, or a window that is neither. Source: docs/spinal.md
     (exponent: arXiv 2601.06238; the window is reconstructed).
 
     >>> fit_power_law(np.arange(1.0, 513.0) ** -0.7).last_rank
@@ -115,7 +115,7 @@ def corrected_exponent(
 
     The bias goes like d / N, so halving N doubles it. Spectra of all rows and of two disjoint halves (by prompt), d
     singular values each; `effective_rows` = N_eff, the number of independent rows. The other fields are the full
-    fit's. Refused (a reason, no exponent) under N_eff = 4 d. Source: kernels.md 3; reconstructed.
+    fit's. Refused (a reason, no exponent) under N_eff = 4 d. Ours: reconstructed.
     """
     fit = fit_power_law(full, window=window)
     if fit.exponent is None:
