@@ -120,7 +120,7 @@ def _alpha_contrast(
     rows = _rows(tables, "contrast", "d_alpha")
     if rows is None:
         return None
-    found = _moved(estimates.get("d_alpha_terminal"), "larger (contracted)", "smaller (expanded)")
+    found = _moved(estimates.get("d_alpha_terminal"), "larger", "smaller")
     halves = table_with(tables, "halves", "layer", "d_alpha")
     return contrast_profile(
         rows,

@@ -25,6 +25,7 @@ CONTROLS_WANTED = (
     "Trace an SFT-only checkpoint, or DPO on shuffled labels, of equal steps, and compare it with the same base: what "
     "those show too is not due to the preferences."
 )
+WINDOWS = ("d_alpha_terminal", "d_alpha_terminal_wide", "d_alpha_terminal_bulk")
 LAYERS = (
     "a row a model and layer (0 = embeddings): exponent with gates, rank measures, entropy; n prompts, n_sampled of "
     "them with sampled positions"
@@ -192,11 +193,35 @@ def _directions(comparison: "SpinalComparison") -> str:
     """What moved over the last blocks, in words; a direction only where the interval leaves 0 out."""
     e = comparison.estimates
     step = _direction(e["d_transport_terminal"], "the mean step of the read-out", "longer", "shorter")
-    exponent = _direction(
-        e["d_alpha_terminal"], "the spectrum's exponent", "larger (contraction)", "smaller (expansion)"
-    )
+    words = ("larger", "smaller") if _windows_disagree(e) else ("larger (contraction)", "smaller (expansion)")
+    exponent = _direction(e["d_alpha_terminal"], "the spectrum's exponent", *words)
     where = "" if comparison.window is None else f"over blocks {comparison.window[0]} to {comparison.window[1]} "
     return f"{where}{step}, and {exponent}"
+
+
+def _windows_disagree(estimates: dict[str, Estimate]) -> bool:
+    """Whether the exponent clearly rose on one window of ranks and clearly fell on another."""
+    shown = [estimates[name] for name in WINDOWS]
+    clear = [e.value > 0 for e in shown if e.value and e.low is not None and e.high is not None and e.low * e.high > 0]
+    return len(set(clear)) == 2
+
+
+def _window_finding(comparison: "SpinalComparison") -> list[Finding]:
+    e = comparison.estimates
+    if not _windows_disagree(e):
+        return []
+    tail, wide, bulk = (e[name] for name in WINDOWS)
+    return [
+        Finding(
+            severity="notice",
+            section="spinal",
+            sentence="Whether the spectrum contracted or expanded depends on the ranks that are fitted: the exponent "
+            f"changed by {tail} on the chosen window, {wide} on ranks .05 to .5 and {bulk} on ranks .1 to .9.",
+            rests_on=[f"spinal.{name}" for name in WINDOWS],
+            next_step="Do not report the sign alone: the local slopes (table local_slopes) show at which ranks the two "
+            "spectra cross.",
+        )
+    ]
 
 
 def _direction(estimate: Estimate, subject: str, up: str, down: str) -> str:
@@ -223,6 +248,7 @@ def _comparison_findings(comparison: "SpinalComparison") -> tuple[Finding, ...]:
             next_step="Check that the right two checkpoints were named." if comparison.identical else CONTROLS_WANTED,
         )
     ]
+    findings += _window_finding(comparison)
     findings += _distance_finding(comparison)
     findings += _halves_finding(comparison)
     flagged = _gate_finding(comparison.aligned, comparison.names[1], "spinal", ["spinal.d_alpha_terminal"])

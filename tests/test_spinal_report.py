@@ -1,6 +1,7 @@
 """What the section, its tables and its figures say: no more than was measured, and on how many prompts."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -118,6 +119,27 @@ def test_the_largest_distance_is_an_estimate_that_says_it_was_selected(compariso
         f"farthest apart at layer {int(top.layer)}, the largest of all layers: {found} on average over 120 prompts"
         in (finding.sentence)
     )
+
+
+def test_windows_that_disagree_on_the_sign_are_a_notice_and_no_direction_is_named(comparison):
+    def moved(value: float, reach: float = 0.01):
+        return comparison.estimates["d_alpha_terminal"].model_copy(
+            update={"value": value, "low": value - reach, "high": value + reach, "reason": None}
+        )
+
+    def with_windows(*estimates) -> SpinalComparison:
+        names = ("d_alpha_terminal", "d_alpha_terminal_wide", "d_alpha_terminal_bulk")
+        return replace(comparison, estimates=comparison.estimates | dict(zip(names, estimates, strict=True)))
+
+    found = with_windows(moved(-0.04), moved(0.02, 0.03), moved(0.13)).section()
+    (notice,) = [f for f in found.findings if "depends on the ranks" in f.sentence]
+    assert notice.severity == "notice"
+    assert "-0.04 [-0.05, -0.03] on the chosen window" in notice.sentence
+    assert "0.13 [0.12, 0.14] on ranks .1 to .9" in notice.sentence
+    assert "expansion" not in found.section.summary
+    agree = with_windows(moved(-0.04), moved(-0.02), moved(0.13, 0.2)).section()
+    assert not any("depends on the ranks" in f.sentence for f in agree.findings)
+    assert "(expansion)" in agree.section.summary
 
 
 def test_no_sentence_says_where_training_enters(comparison):
