@@ -10,7 +10,7 @@ from ..probes.encoding import TextPolicy
 from ..probes.inputs import PairFile, PromptFile, check_invalid, distinct_prompts, read_pairs, read_prompts
 from ..probes.loading import adapter_base
 from ..probes.policy import ADAPTER_DISABLED, is_adapter, load_policy_and_reference
-from ..probes.rendering import read_template
+from ..probes.rendering import template_file_hash
 from ..probes.reward import load_reward
 from ..probes.scoring import score_pairs
 from ..probes.vocabulary import same_ids
@@ -101,6 +101,7 @@ def audit(
     settings: dict[str, Any] = {
         "sections": list(sections),
         "template": template,
+        "template_sha256": template_file_hash(template),
         "eos": eos,
         "boundary": boundary,
         "over_length": over_length,
@@ -215,8 +216,7 @@ def audit(
 
 def _require_settings(text: TextPolicy, ranking: tuple[float, str, str, float | None], terminal: str) -> None:
     """Refuse what can be seen to be wrong before a file is read: a bad value must not cost an hour, or a run folder."""
-    if text.template not in ("auto", "chat", "none"):
-        read_template(text.template)
+    template_file_hash(text.template)
     beta, ties, smoothing, assumed_preference = ranking
     require_ranking_settings((beta,), 1, ties, smoothing, assumed_preference, 1)
     terminal_window(terminal, 10**6)
@@ -232,7 +232,7 @@ def _sections(only: Sequence[str] | str | None, reference: object) -> tuple[str,
     if isinstance(only, str):
         only = [name.strip() for name in only.split(",")]
     unknown = sorted({*(only or ())} - {*SECTIONS})
-    if unknown or only == []:
+    if unknown or (only is not None and not list(only)):
         raise InputError(f"--only {','.join(unknown)}: no such section; choose from {', '.join(SECTIONS)}")
     wanted = tuple(name for name in SECTIONS if only is None or name in only)
     if reference is not None:

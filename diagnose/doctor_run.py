@@ -3,12 +3,14 @@
 import os
 
 from ..errors import InputError
-from ..probes.inputs import read_prompts
+from ..probes.inputs import check_invalid, read_prompts
 from ..probes.policy import load_policy_and_reference
 from .doctor import examine
-from .manifest import model_facts, package_versions
+from .manifest import data_facts, model_facts, package_versions
 from .naming import short_name
 from .report import Manifest, Report
+
+PROBED = 16  # texts that the doctor reads
 
 
 def doctor_run(
@@ -26,11 +28,15 @@ def doctor_run(
     prompts: a file whose first 16 prompts, plain strings, are the texts to probe with. Raises InputError for a model
     that cannot be opened, and for message lists among these prompts.
     """
-    texts = None if prompts is None else [prompt.text for prompt in read_prompts(prompts)]
-    plain = None if texts is None else [text for text in texts if isinstance(text, str)]
-    if texts is not None and plain is not None and len(plain) < len(texts):
-        n = len(texts) - len(plain)
-        raise InputError(f"{prompts}: {n} prompts are message lists; the doctor probes with plain strings")
+    file = None if prompts is None else read_prompts(prompts)
+    plain = None
+    if file is not None:
+        check_invalid(file)
+        used = [prompt.text for prompt in file][:PROBED]
+        plain = [text for text in used if isinstance(text, str)]
+        if len(plain) < len(used):
+            n = len(used) - len(plain)
+            raise InputError(f"{prompts}: {n} of the first {len(used)} prompts are message lists; give plain strings")
     subject, other = load_policy_and_reference(checkpoint, reference, base=base, dtype=dtype, device=device)
     result = examine(subject, plain, reference=other)
     models = {"model": subject} | ({} if other is None else {"reference": other})
@@ -40,7 +46,7 @@ def doctor_run(
         manifest=Manifest(
             command=command,
             models={role: model_facts(model) for role, model in models.items()},
-            data={},
+            data={} if file is None else {"prompts": data_facts(file)},
             settings=dict(result.section.settings),
             packages=package_versions(),
             device=subject.device,

@@ -23,8 +23,8 @@ def _idle_adapter(policy: "Subject", section: str) -> Finding | None:
     return Finding(
         severity="alarm",
         section=section,
-        sentence=f"The adapter {short_name(policy.name)} changes nothing: with it and without it the model gives the "
-        "same logits. Every difference below is 0 for that reason.",
+        sentence=f"The adapter {short_name(policy.name)} changes nothing on the ids it was tried on: the model gives "
+        "the same logits with it and without it.",
         rests_on=[],
         next_step="It is an untrained adapter or the wrong folder: name the one that training saved.",
     )

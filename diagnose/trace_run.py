@@ -3,8 +3,10 @@
 import os
 from typing import TYPE_CHECKING
 
+from ..probes.encoding import TextPolicy
 from ..probes.inputs import check_invalid, read_prompts
 from ..probes.policy import load_policy_and_reference
+from ..probes.rendering import template_file_hash
 from .manifest import data_facts, model_facts, package_versions
 from .naming import short_name
 from .report import Manifest, Report
@@ -32,11 +34,14 @@ def trace_run(
     command: str = "trace_run(...)",
 ) -> Report:
     """Trace one checkpoint into the run directory `out` (resumable) and return its report."""
+    TextPolicy(template, eos)  # refused before a model is read
+    template_sha256 = template_file_hash(template)
     file = read_prompts(prompts)
     check_invalid(file, max_invalid)
     subject, _ = load_policy_and_reference(checkpoint, None, base=base, dtype=dtype, device=device)
     settings = {
         "template": template,
+        "template_sha256": template_sha256,
         "eos": eos,
         "max_tokens": max_tokens,
         "max_invalid": max_invalid,

@@ -123,6 +123,13 @@ def _own_template(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     return template or None
 
 
+def template_file_hash(policy: str) -> str | None:
+    """sha256 of the Jinja file that a template policy names; None for "auto", "chat", "none". InputError without it."""
+    if policy in ("auto", "chat", "none"):
+        return None
+    return hashlib.sha256(read_template(policy).encode()).hexdigest()
+
+
 def read_template(policy: str) -> str:
     path = Path(policy)
     if not path.is_file():

@@ -248,3 +248,20 @@ def test_sampled_prompts_say_of_how_many():
     pairs = alignscope.read_pairs([{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(30)])
     assert pairs.prompts(limit=10).source == "10 of 30 prompts of list of 30 rows"
     assert pairs.prompts().source == "prompts of list of 30 rows"
+
+
+def test_an_edited_template_file_is_another_question(zoo, moved, tmp_path):
+    template = tmp_path / "chat.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
+    given = {"only": "ranking", "template": str(template), "out": tmp_path / "run"}
+    report = audit(moved, zoo["llama"], pair_rows(), **given)
+    assert len(report.manifest.settings["template_sha256"]) == 64
+    template.write_text("{% for m in messages %}<{{ m['content'] }}>\n{% endfor %}")
+    with pytest.raises(InputError, match=r"settings\.template_sha256"):
+        audit(moved, zoo["llama"], pair_rows(), **given)
+
+
+def test_no_diagnostic_named_is_refused(zoo, moved):
+    for nothing in ((), []):
+        with pytest.raises(InputError, match="only"):
+            audit(moved, zoo["llama"], pair_rows(), only=nothing)

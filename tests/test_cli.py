@@ -198,7 +198,8 @@ def test_a_doctor_can_guard_a_pipeline(zoo, tmp_path):
     assert report["manifest"]["models"]["model"]["fingerprints"]["weights"]
     assert {"anatomy", "batch", "memory"} <= {check["check"] for check in report["checks"]}
     talks = write_jsonl(tmp_path / "p.jsonl", [{"prompt": [{"role": "user", "content": "hi"}]}])
-    assert "message lists; the doctor probes with plain strings" in refused("doctor", zoo["llama"], "--prompts", talks)
+    said = refused("doctor", zoo["llama"], "--prompts", talks)
+    assert "1 of the first 1 prompts are message lists; give plain strings" in said
 
 
 class TestBadInput:
