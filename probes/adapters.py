@@ -125,6 +125,16 @@ def integrated_adapter(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def adapter_setting(model: nn.Module) -> str:
+    """Which adapters are active, on and merged, and with what scaling, over all layers that carry one; "" without."""
+    found = set()
+    for module in model.modules():
+        if isinstance(getattr(module, "disable_adapters", None), bool):
+            scaling = sorted((getattr(module, "scaling", None) or {}).items())
+            found.add(str([module.active_adapters, module.disable_adapters, getattr(module, "merged", False), scaling]))
+    return "; ".join(sorted(found))
+
+
 def require_switched_on(model: nn.Module) -> None:
     """Raises InputError where an adapter is on the model but off: it would be measured as what it is not."""
     if any(getattr(module, "disable_adapters", False) is True for module in model.modules()):

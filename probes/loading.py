@@ -9,6 +9,7 @@ from torch import nn
 from ..errors import InputError
 from .adapters import (
     adapter_effect,
+    adapter_setting,
     attach,
     base_state,
     integrated_adapter,
@@ -102,12 +103,13 @@ def wrap(model: Any, tokenizer: "PreTrainedTokenizerBase | None" = None) -> Hugg
         integrated = integrated_adapter(inner)  # its tensors then belong to the model: no base can be told apart
 
         def whole() -> Fingerprint:
-            state = dict(inner.state_dict()) if integrated else base_state(inner)
-            return fingerprint(weights=state_hash(state), config=config, tokenizer=tokenizer)
+            if not integrated:
+                return fingerprint(weights=state_hash(base_state(inner)), config=config, tokenizer=tokenizer)
+            own = config | {"adapters": adapter_setting(inner)}
+            return fingerprint(weights=state_hash(dict(inner.state_dict())), config=own, tokenizer=tokenizer)
 
-        return HuggingFaceSubject(
-            inner, tokenizer, name=name, fingerprints=_Followed(inner, whole), facts=facts | integrated
-        )
+        followed = _Followed(inner, whole, setting=adapter_setting)
+        return HuggingFaceSubject(inner, tokenizer, name=name, fingerprints=followed, facts=facts | integrated)
     require_switched_on(peft_model)
     own = live_adapter(peft_model)
 
@@ -115,15 +117,17 @@ def wrap(model: Any, tokenizer: "PreTrainedTokenizerBase | None" = None) -> Hugg
         return fingerprint(weights=state_hash(base_state(inner)), config=config, tokenizer=tokenizer)
 
     def adapted() -> Fingerprint:
+        require_switched_on(peft_model)
         adapter = live_adapter(peft_model)
-        return with_adapter(followed_base(), weights=adapter.weights, config=adapter.config)
+        setting = {"setting": adapter_setting(inner)}  # a scaling changed by hand is not in the config
+        return with_adapter(followed_base(), weights=adapter.weights, config=adapter.config | setting)
 
     followed_base = _Followed(inner, base)
     return HuggingFaceSubject(
         inner,
         tokenizer,
         name=f"{name} + {own.name}",
-        fingerprints=_Followed(inner, adapted),
+        fingerprints=_Followed(inner, adapted, setting=adapter_setting),
         facts=facts | own.facts,
         adapter_model=peft_model,
         base_fingerprints=followed_base,
@@ -131,14 +135,16 @@ def wrap(model: Any, tokenizer: "PreTrainedTokenizerBase | None" = None) -> Hugg
 
 
 class _Followed:
-    """The fingerprint of a live model, made again where its weights have moved since: it may be in training."""
+    """The fingerprint of a live model, made again where its weights, or its adapters' `setting`, have moved since."""
 
-    def __init__(self, model: nn.Module, make: Callable[[], Fingerprint]) -> None:
-        self.model, self.make = model, make
+    def __init__(
+        self, model: nn.Module, make: Callable[[], Fingerprint], *, setting: Callable[[nn.Module], str] | None = None
+    ) -> None:
+        self.model, self.make, self.setting = model, make, setting
         self.mark = ""
 
     def __call__(self) -> Fingerprint:
-        mark = state_mark(self.model.state_dict())
+        mark = state_mark(self.model.state_dict()) + ("" if self.setting is None else self.setting(self.model))
         if mark != self.mark:
             self.value, self.mark = self.make(), mark
         return self.value

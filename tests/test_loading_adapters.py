@@ -212,6 +212,26 @@ def test_wrapped_peft_model_has_its_base_as_reference(zoo, llama, adapter):
     assert live.fingerprints.weights != llama.fingerprints.weights
 
 
+def test_a_live_adapter_that_is_changed_by_hand_is_another_model(zoo, adapter, tmp_path):
+    """The weights stay: without this, scores kept for one adapter would be handed to another."""
+    second = make_adapter(zoo["llama"], tmp_path, target_modules=["q_proj"])
+    base = AutoModelForCausalLM.from_pretrained(zoo["llama"], dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(base, adapter).eval()
+    model.load_adapter(str(second), "second")
+    live = wrap(model)
+    first, own_base = live.fingerprint, live.without_adapter().fingerprint
+    model.set_adapter("second")
+    other = live.fingerprint
+    for module in model.modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            module.set_scale("second", 3)
+    assert len({first, other, live.fingerprint}) == 3
+    assert live.without_adapter().fingerprint == own_base
+    model.base_model.disable_adapter_layers()
+    with pytest.raises(InputError, match="switched off"):
+        _ = live.fingerprint
+
+
 def test_merged_adapter_cannot_be_switched_off(zoo, adapter):
     base = AutoModelForCausalLM.from_pretrained(zoo["llama"], dtype=torch.float32)
     model = peft.PeftModel.from_pretrained(base, adapter).eval()
