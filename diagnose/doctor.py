@@ -17,7 +17,7 @@ from .doctor_weights import (
     reference_checks,
 )
 from .probe_rows import probe_rows, tokenizer_of
-from .report import Cost, Estimate, Finding, Section, SectionResult
+from .report import Cost, Estimate, Finding, Section, SectionResult, finite
 from .run_directory import peak_memory_mb
 
 if TYPE_CHECKING:
@@ -91,8 +91,15 @@ def _key(check: Check) -> str:
 
 
 def _estimate(check: Check) -> Estimate:
+    value = finite(check.number)
     return Estimate(
-        label=check.check, value=check.number, level=None, n=check.n, unit=check.unit, method="exact; one measurement"
+        label=check.check,
+        value=value,
+        level=None,
+        n=check.n,
+        unit=check.unit,
+        method="exact; one measurement",
+        reason="NaN or infinity in the logits of the probe rows" if value is None else None,
     )
 
 

@@ -1,12 +1,14 @@
 """One row of the doctor's table, and the measurements of a forward pass that give most of them."""
 
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from .probe_rows import ProbeRows, padded, row_scores, scores_of
+from ..probes.padding import padded
+from .probe_rows import ProbeRows, row_scores, scores_of
 
 if TYPE_CHECKING:
     from ..probes.subject import Subject
@@ -76,16 +78,20 @@ def forward_checks(subject: "Subject", probe: ProbeRows, pad: int) -> list[Check
 
 
 def _repeat(difference: float, n: int) -> Check:
+    verdict: Verdict = "ok" if difference == 0 else "notice" if math.isfinite(difference) else "alarm"
+    advice = {
+        "ok": "the same batch twice is bit-equal",
+        "notice": "the same batch gives other numbers a second time (atomic sums on the device, or sampling in the "
+        "model): margins below this are noise",
+        "alarm": "NaN or infinity in the logits: load with --dtype float32; if they stay, use an earlier checkpoint",
+    }[verdict]
     return Check(
         check="repeat",
         value=f"{difference:.2g}",
         unit="logits",
         threshold="0 ok",
-        verdict="ok" if difference == 0 else "notice",
-        advice="the same batch twice is bit-equal"
-        if difference == 0
-        else "the same batch gives other numbers a second time (atomic sums on the device, or sampling in the model): "
-        "margins below this are noise",
+        verdict=verdict,
+        advice=advice,
         number=difference,
         n=n,
     )
@@ -114,15 +120,8 @@ def _left(nats: float, n: int, half: bool) -> Check:
     row = _invariance("left padding", nats, n, half, "pads on the left, with mask and positions")
     if row.verdict != "alarm":
         return row
-    return Check(
-        check=row.check,
-        value=row.value,
-        unit=row.unit,
-        threshold=row.threshold,
-        verdict="alarm",
-        advice="left padding moves the scores: score right-padded only (alignscope does); generate one by one",
-        number=nats,
-        n=n,
+    return replace(
+        row, advice="left padding moves the scores: score right-padded only (alignscope does); generate one by one"
     )
 
 

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ..probes.loading import wrap
 from ..probes.opening import DTYPES
+from ..probes.padding import padded
 from ..probes.vocabulary import same_ids
 from .doctor_checks import Check
-from .probe_rows import ProbeRows, padded, row_scores
+from .probe_rows import ProbeRows, row_scores
 from .run_directory import peak_memory_mb
 
 if TYPE_CHECKING:

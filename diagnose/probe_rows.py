@@ -100,20 +100,6 @@ def encode(tokenizer: "PreTrainedTokenizerBase", text: str, *, special: bool = T
         raise
 
 
-def padded(
-    rows: Sequence[Sequence[int]], pad: int, *, extra: int = 0, left: bool = False
-) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
-    """Ids and mask of rows brought to one length, `extra` more than the longest."""
-    width = max(map(len, rows)) + extra
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[i, place] = torch.tensor(row)
-        mask[i, place] = 1
-    return ids, mask
-
-
 def row_scores(subject: "Subject", ids: Int[Tensor, "B T"], mask: Int[Tensor, "B T"]) -> Float[Tensor, "B"]:
     """Summed log-probability of the ids after each row's first, nats, float64."""
     with torch.no_grad():

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from ..errors import InputError
 from ..probes.capture import rows_at
 from ..probes.encoding import Encoder
 from ..probes.inputs import Invalid, PromptFile
+from ..probes.padding import padded
 from ..probes.shards import item_key
 from .naming import short_name
 from .spinal_lens import lens_steps
@@ -159,7 +159,7 @@ def read_prompts_of(
 
 
 def _read_batch(subject: "Subject", prompts: list[TracedPrompt], vocab: int, temperature: float) -> Readings:
-    ids, mask = _padded(prompts)
+    ids, mask = padded([prompt.ids for prompt in prompts], 0)
     counts = torch.tensor([len(prompt.positions) for prompt in prompts])
     owner = torch.repeat_interleave(torch.arange(len(prompts)), counts)
     columns = torch.tensor([position for prompt in prompts for position in prompt.positions])
@@ -196,16 +196,6 @@ def _first_measured(ids: tuple[int, ...], encoder: Encoder) -> int:
     if prefix and ids[: len(prefix)] == prefix:
         return len(prefix)
     return int(bool(ids) and ids[0] == encoder.bos_id)
-
-
-def _padded(prompts: list[TracedPrompt]) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
-    width = max(len(prompt.ids) for prompt in prompts)
-    ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, prompt in enumerate(prompts):
-        ids[i, : len(prompt.ids)] = torch.tensor(prompt.ids)
-        mask[i, : len(prompt.ids)] = 1
-    return ids, mask
 
 
 def _empty(part: Readings, n: int) -> Readings:

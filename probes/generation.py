@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .padding import padded
+
 if TYPE_CHECKING:
     from .huggingface import HuggingFaceSubject
 
@@ -28,12 +30,12 @@ def generate(subject: "HuggingFaceSubject", prompts: Sequence[str], **options: A
     if pad is None:
         pad = ends[0] if isinstance(ends, list) else ends
     settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": ends, "pad_token_id": pad or 0}
-    size = len(rows) if _respects_left_padding(subject) else 1
+    size = len(rows) if len(rows) > 1 and _respects_left_padding(subject) else 1
     texts: list[str] = []
     model.generation_config = GenerationConfig(**settings)  # not an argument: unset fields would be filled from `own`
     try:
         for start in range(0, len(rows), max(size, 1)):
-            ids, mask = _left_padded(rows[start : start + size], pad or 0)
+            ids, mask = padded(rows[start : start + size], pad or 0, left=True)
             out = model.generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=True, **options
             )
@@ -43,16 +45,9 @@ def generate(subject: "HuggingFaceSubject", prompts: Sequence[str], **options: A
     return texts
 
 
-def _left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
-
-
 def _respects_left_padding(subject: "HuggingFaceSubject") -> bool:
     """Whether three pads on the left leave the last logits of a short row where they were."""
     row = [subject.vocab_size // 3, subject.vocab_size // 2]
     with torch.no_grad():
-        plain, padded = (subject.logits(*_left_padded(rows, 0))[-1, -1] for rows in ([row], [row * 2, row]))
-    return bool((plain - padded).abs().max() <= SAME * plain.abs().max())
+        plain, beside = (subject.logits(*padded(rows, 0, left=True))[-1, -1] for rows in ([row], [row * 2, row]))
+    return bool((plain - beside).abs().max() <= SAME * plain.abs().max())

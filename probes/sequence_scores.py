@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from .capture import rows_at
 from .kernels.logprobs import token_log_probs
+from .padding import padded
 from .shards import Progress, ScoreCache, item_key, run_in_shards
 from .subject import RewardSubject, Subject
 
@@ -133,7 +132,7 @@ def _in_batches(
 
 
 def _log_probs(subject: Subject, batch: list[TokenSequence], vocab: int | None) -> list[float]:
-    ids, mask = _padded(batch, subject.device, 0)
+    ids, mask = (part.to(subject.device) for part in padded([sequence.ids for sequence in batch], 0))
     counts = [sequence.n_scored for sequence in batch]
     rows = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(counts)).to(ids.device)
     columns = torch.cat([torch.arange(s.start - 1, len(s.ids) - 1) for s in batch]).to(ids.device)  # they predict t + 1
@@ -152,17 +151,7 @@ def _log_probs(subject: Subject, batch: list[TokenSequence], vocab: int | None) 
 
 def _rewards(reward: RewardSubject, batch: list[TokenSequence]) -> list[float]:
     pad = reward.tokenizer.pad_token_id  # its own rule for the read-out position may look for it
-    ids, mask = _padded(batch, str(getattr(reward, "device", "cpu")), 0 if pad is None else pad)
+    device = str(getattr(reward, "device", "cpu"))
+    ids, mask = (part.to(device) for part in padded([s.ids for s in batch], 0 if pad is None else pad))
     with torch.no_grad():
         return reward.rewards(ids, mask).double().cpu().tolist()
-
-
-def _padded(batch: list[TokenSequence], device: str, pad: int) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
-    """Ids padded on the right, and the mask that hides the padding."""
-    width = max(len(sequence.ids) for sequence in batch)
-    ids = torch.full((len(batch), width), pad)
-    mask = torch.zeros(len(batch), width, dtype=torch.long)
-    for row, sequence in enumerate(batch):
-        ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
-        mask[row, : len(sequence.ids)] = 1
-    return ids.to(device), mask.to(device)

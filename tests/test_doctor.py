@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignscope.diagnose.doctor import COLUMNS, examine
 from alignscope.diagnose.doctor_weights import grid_share
-from alignscope.diagnose.probe_rows import LENGTHS, PADS, TEXTS, padded, probe_rows, row_scores
+from alignscope.diagnose.probe_rows import LENGTHS, PADS, TEXTS, probe_rows, row_scores
 from alignscope.diagnose.report import Manifest, Report
 from alignscope.errors import InputError
 from alignscope.probes.loading import load, wrap
+from alignscope.probes.padding import padded
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -76,8 +77,17 @@ def test_numbers_are_estimates_and_findings_rest_on_them(llama):
     assert estimates["batch"].unit == "nats per scored token"
     assert estimates["batch"].n == sum(LENGTHS) - len(LENGTHS) == result.section.settings["scored_tokens"]
     assert estimates["repeat"].value == 0
-    for finding in result.findings:
-        assert all(name.removeprefix("doctor.") in estimates for name in finding.rests_on)
+    faulty = examine(Faulty(llama, batch_size))
+    rests = [name for finding in faulty.findings for name in finding.rests_on]
+    assert "doctor.batch" in rests
+    assert all(name.removeprefix("doctor.") in faulty.section.estimates for name in rests)
+
+
+def test_logits_that_are_not_finite_are_an_alarm_and_no_number(llama):
+    found = examine(Faulty(llama, lambda subject, ids, mask: subject.logits(ids, mask) * torch.nan))
+    assert verdicts(found)["repeat"] == verdicts(found)["batch"] == "alarm"
+    assert found.section.estimates["batch"].value is None
+    assert "NaN" in found.section.estimates["batch"].reason
 
 
 @pytest.mark.parametrize("name", ["stories260k", "bitllama_1m", "nano_sort_gpt2"])
