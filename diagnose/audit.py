@@ -14,7 +14,7 @@ from ..probes.rendering import template_file_hash
 from ..probes.reward import load_reward
 from ..probes.scoring import score_pairs
 from ..probes.vocabulary import same_ids
-from .manifest import count_reasons, data_facts, first_rows, model_facts, package_versions
+from .manifest import count_reasons, data_facts, first_rows, model_facts, model_identity, package_versions
 from .model_findings import model_findings
 from .naming import short_name
 from .ranking_report import ranking_report, require_ranking_settings
@@ -22,6 +22,7 @@ from .report import Manifest, Report, SectionResult
 from .run_directory import RunDirectory, Stopwatch
 from .spinal import compare_spinal, spinal_trace
 from .spinal_contrast import terminal_window
+from .spinal_settings import require_at_least
 
 if TYPE_CHECKING:
     from ..probes.explicit_scores import RewardFunction
@@ -77,6 +78,7 @@ def audit(
     sections = _sections(only, reference)
     text = TextPolicy(template, eos, boundary, max_length, over_length)
     _require_settings(text, (beta, ties, smoothing, assumed_preference), terminal)
+    require_at_least(max_tokens=(max_tokens, 1), batch_tokens=(batch_tokens, 1))
     if callable(reward) and not hasattr(reward, "rewards") and out is not None:
         raise InputError(
             "reward: a function cannot be told from another one when a run continues; leave out= away, or give its "
@@ -117,7 +119,7 @@ def audit(
     }
     run = None
     if out is not None:
-        identity = {role: _identity(model) for role, model in models.items()}
+        identity = {role: model_identity(model) for role, model in models.items()}
         hashes = {name: facts["sha256"] for name, facts in data.items()}
         run = RunDirectory(
             out,
@@ -158,7 +160,7 @@ def audit(
             ranking = ranking_report(
                 scores, beta=beta, ties=ties, smoothing=smoothing, assumed_preference=assumed_preference, seed=seed
             ).section()
-        results.append(_costed(ranking, watch, "ranking"))
+        results.append(ranking.costed(watch.cost("ranking")))
     if prompt_file is not None and other is not None:
         same_text = other.fingerprints.tokenizer is None or same_ids(subject, other)
         with watch.timed("spinal"):
@@ -186,7 +188,7 @@ def audit(
                 shards=run.stage("spinal") if run else None,
                 progress=progress,
             ).section()
-        results.append(_costed(comparison, watch, "spinal"))
+        results.append(comparison.costed(watch.cost("spinal")))
 
     results[0] = replace(
         results[0],
@@ -220,12 +222,6 @@ def _require_settings(text: TextPolicy, ranking: tuple[float, str, str, float | 
     beta, ties, smoothing, assumed_preference = ranking
     require_ranking_settings((beta,), 1, ties, smoothing, assumed_preference, 1)
     terminal_window(terminal, 10**6)
-
-
-def _identity(model: Any) -> dict[str, Any]:
-    """What a number depends on besides the weights: all of it must be the same for a run to continue."""
-    facts = {name: model.facts.get(name) for name in ("dtype", "attention", "readout", "reward_index")}
-    return {"fingerprint": model.fingerprint, **{name: value for name, value in facts.items() if value is not None}}
 
 
 def _sections(only: Sequence[str] | str | None, reference: object) -> tuple[str, ...]:
@@ -267,10 +263,6 @@ def _scored(scores: "PairScores") -> dict[str, Any]:
         "set_aside": count_reasons(scores.invalid),
         "set_aside_rows": first_rows(scores.invalid),
     }
-
-
-def _costed(result: SectionResult, watch: Stopwatch, stage: str) -> SectionResult:
-    return replace(result, section=result.section.model_copy(update={"cost": watch.cost(stage)}))
 
 
 def _question(subject: "Subject", other: "Subject | None", n_pairs: int, prompts: PromptFile | None) -> str:

@@ -70,3 +70,9 @@ def count_reasons(invalid: Any) -> dict[str, int]:
 def model_facts(model: "Subject | RewardSubject") -> dict[str, Any]:
     """Name, fingerprints of weights, config, tokenizer and template, and what loading found out."""
     return {"name": model.name, "fingerprints": asdict(model.fingerprints), **model.facts}
+
+
+def model_identity(model: "Subject | RewardSubject") -> dict[str, Any]:
+    """What a number depends on besides the weights: all of it must be the same for a run to continue."""
+    facts = {name: model.facts.get(name) for name in ("dtype", "attention", "readout", "reward_index")}
+    return {"fingerprint": model.fingerprint, **{name: value for name, value in facts.items() if value is not None}}

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -112,6 +112,10 @@ class SectionResult:
     section: Section
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+
+    def costed(self, cost: Cost) -> "SectionResult":
+        """The same with what it cost."""
+        return replace(self, section=self.section.model_copy(update={"cost": cost}))
 
 
 class Report(_Model):

@@ -30,14 +30,20 @@ def require_only(given: Mapping[str, Any], only: Mapping[str, Any]) -> None:
             raise InputError(f"{name}={given[name]!r}: this version has {value!r} only")
 
 
+def require_at_least(**given: tuple[int, int]) -> None:
+    """Raises InputError for a setting, given as name=(value, least), below its least value."""
+    for name, (value, least) in given.items():
+        if value < least:
+            raise InputError(f"{name}={value}: at least {least} is expected")
+
+
 def check_trace_settings(given: Mapping[str, Any]) -> None:
     """Raises InputError, naming the setting, for what `spinal_trace` cannot do."""
     require_only(given, TRACE_ONLY)
     window = given["window"]
     if not (len(window) == 2 and 0 <= window[0] < window[1] <= 1):
         raise InputError(f"window={window!r}: two shares of the ranks are expected, 0 <= first < last <= 1")
-    for name, least in (("lens_positions", 0), ("max_tokens", 1), ("groups", 2), ("batch_size", 1)):
-        if given[name] < least:
-            raise InputError(f"{name}={given[name]}: at least {least} is expected")
+    require_at_least(lens_positions=(given["lens_positions"], 0), max_tokens=(given["max_tokens"], 1))
+    require_at_least(groups=(given["groups"], 2), batch_size=(given["batch_size"], 1))
     if not 0 < given["temperature"] < float("inf"):
         raise InputError(f"temperature={given['temperature']}: a number above 0 is expected")

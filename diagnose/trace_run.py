@@ -7,11 +7,12 @@ from ..probes.encoding import TextPolicy
 from ..probes.inputs import check_invalid, read_prompts
 from ..probes.policy import load_policy_and_reference
 from ..probes.rendering import template_file_hash
-from .manifest import data_facts, model_facts, package_versions
+from .manifest import data_facts, model_facts, model_identity, package_versions
 from .naming import short_name
 from .report import Manifest, Report
 from .run_directory import RunDirectory
 from .spinal import spinal_trace
+from .spinal_settings import require_at_least
 
 if TYPE_CHECKING:
     from .audit import Progress
@@ -36,6 +37,7 @@ def trace_run(
     """Trace one checkpoint into the run directory `out` (resumable) and return its report."""
     TextPolicy(template, eos)  # refused before a model is read
     template_sha256 = template_file_hash(template)
+    require_at_least(max_tokens=(max_tokens, 1))
     file = read_prompts(prompts)
     check_invalid(file, max_invalid)
     subject, _ = load_policy_and_reference(checkpoint, None, base=base, dtype=dtype, device=device)
@@ -53,7 +55,7 @@ def trace_run(
             "kind": "trace",
             "alignscope": package_versions()["alignscope"],
             "seed": seed,
-            "models": {"policy": subject.fingerprint},
+            "models": {"policy": model_identity(subject)},
             "data": {"prompts": file.sha256},
             "settings": settings,
         },
@@ -72,7 +74,6 @@ def trace_run(
             shards=run.stage("trace"),
             progress=run.watch.ticking(progress),
         ).section()
-    section = result.section.model_copy(update={"cost": run.watch.cost("trace")})
     manifest = Manifest(
         command=command,
         models={"model": model_facts(subject)},
@@ -89,7 +90,7 @@ def trace_run(
         question=f"How does the residual stream of {short_name(subject.name)} contract and travel over its "
         f"{subject.n_layers} blocks, on {len(file)} prompts?",
         manifest=manifest,
-        results=[type(result)(section=section, tables=result.tables, findings=result.findings)],
+        results=[result.costed(run.watch.cost("trace"))],
     )
     report.save(run.path)
     return report

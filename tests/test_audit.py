@@ -261,6 +261,13 @@ def test_an_edited_template_file_is_another_question(zoo, moved, tmp_path):
         audit(moved, zoo["llama"], pair_rows(), **given)
 
 
+def test_sizes_below_one_are_refused_before_a_model_is_read(tmp_path):
+    for setting in ("max_tokens", "batch_tokens"):
+        with pytest.raises(InputError, match=f"{setting}=0: at least 1"):
+            audit("/nowhere", None, pair_rows(), out=tmp_path / "run", **{setting: 0})
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_diagnostic_named_is_refused(zoo, moved):
     for nothing in ((), []):
         with pytest.raises(InputError, match="only"):
