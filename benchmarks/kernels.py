@@ -35,7 +35,7 @@ def bare_product(hidden: Tensor, head: Tensor) -> None:
 
 
 def all_layers(hidden: Tensor, head: Tensor) -> tuple[Tensor, ...]:
-    """Everything at once: [L, N, V] log-probabilities, then the same five outputs as ours."""
+    """Everything at once: [L, N, V] log-probabilities, then the outputs of ours but the normaliser."""
     log_p = (hidden @ head.T).log_softmax(-1)
     p = log_p.exp()
     entropy = -(p * log_p).sum(-1)

@@ -81,7 +81,7 @@ def demo(
 
 
 def beside_truth(report: "Report", truths: "pd.DataFrame") -> "pd.DataFrame":
-    """Rows name, estimate, low, high, truth, inside (is the truth in the interval), definition."""
+    """Rows estimate, value, low, high, truth, inside (is the truth in the interval), definition."""
     import pandas as pd
 
     rows = []

@@ -1,6 +1,6 @@
 """Figures of the sections "spinal" and "spinal_trace": contraction, transport, entropy and distance over layers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from ..diagnose.report import Estimate
 from ..diagnose.spinal_settings import RESOLUTION
-from .drawing import POLICY_LOOK, looks, table_with
+from .drawing import POLICY_LOOK, table_with
 from .profiles import STEP_AXIS, contrast_profile, layer_profile
 from .wording import missing, moved, stated
 
@@ -66,7 +66,6 @@ def _alpha(tables: Mapping[str, pd.DataFrame], estimates: Mapping[str, Estimate]
         "it down; take it as a rough description. The band is the interval from leaving out groups of prompts; it "
         "covers the choice of prompts, not the bias of a small number of them. Compare models, not absolute values.",
         passed=passed,
-        appearance=looks(_names(rows)),
     )
 
 
@@ -90,7 +89,6 @@ def _angle(tables: Mapping[str, pd.DataFrame], estimates: Mapping[str, Estimate]
         how="Read the residual stream after every block as if it were the last one, as a distribution over the next "
         "token. The angle says how far one block moves that distribution: 0 not at all, π (3.14 rad) to entirely other "
         "tokens. The step from the embeddings to block 1 is usually large and left out.",
-        appearance=looks(_names(rows)),
     )
 
 
@@ -110,7 +108,6 @@ def _entropy(tables: Mapping[str, pd.DataFrame], estimates: Mapping[str, Estimat
         y_title="entropy of the read-out",
         how="How undecided the read-out after each block is about the next token: 0 is certain, the logarithm of the "
         "vocabulary size is no idea. The last point is the model's own output.",
-        appearance=looks(_names(rows)),
     )
 
 
@@ -218,7 +215,3 @@ def _rows(tables: Mapping[str, pd.DataFrame], name: str, value: str) -> pd.DataF
     """The whole table (gaps stay gaps) where `value` has at least one number."""
     needed = ("layer", value) if name in ("contrast", "transport") else ("model", "layer", value)
     return None if table_with(tables, name, *needed) is None else tables[name]
-
-
-def _names(rows: pd.DataFrame) -> Sequence[str]:
-    return [str(name) for name in rows.model.unique()]

@@ -8,12 +8,6 @@ from ..diagnose.report import Estimate
 MINUS = "\N{MINUS SIGN}"
 
 VERDICTS = {1.0: "right", 0.5: "tie", 0.0: "wrong"}
-CLASSES = {
-    "already_right": "already right",
-    "flippable": "flippable",
-    "hard": "hard",
-    "unknown": "unknown",
-}
 REASONS = {  # why rows were set aside, and what is said of rows that were kept
     "not_a_row": "the line or entry is no row of columns",
     "missing_field": "a column that the row needs is missing or empty",

@@ -6,6 +6,7 @@ seventh of the tokens.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def node_path() -> Int[ndarray, "256 5"]:
     return np.stack(columns, axis=1)
 
 
+@cache
 def _tree() -> tuple[Int[Tensor, "n"], Int[Tensor, "t"], Float[Tensor, "1 1 t t"]]:
     """Ids of the 340 prefix nodes and 256 EOS leaves, positions of prompt and tree, additive attention mask."""
     path = torch.from_numpy(node_path())

@@ -8,6 +8,7 @@ The same ids come from both forms of text, so that neither reading of a file cha
 Words are split at spaces, so a prompt's ids always are a prefix of the ids of prompt + completion.
 """
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -64,11 +65,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+@cache
 def prompt_ids() -> Int[Tensor, "192 5"]:
     """BOS, topic, style, filler, separator of every prompt, in the order of PROMPTS."""
     return torch.tensor([[BOS, *(ID[word] for word in prompt.text.split()), ID[SEPARATOR]] for prompt in PROMPTS])
 
 
+@cache
 def response_ids() -> Int[Tensor, "256 5"]:
     """Four symbols and EOS of every response, in the order of RESPONSES."""
     eos = np.full((len(RESPONSES), 1), EOS)

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -65,8 +65,9 @@ class Anatomy:
             raise AnatomyError(f"{type(model).__name__} has no output embeddings; expected a causal language model")
         rows = model.get_input_embeddings().weight.shape[0]
         with torch.no_grad():
-            path, blocks, tail, residual = _walk(model, head, _row(model, [rows // 7, rows // 3, rows // 2]))
-            transform, vocab_size = _after_head(model, head, _row(model, [rows // 7, rows // 3, rows // 2]))
+            ids = _row(model, [rows // 7, rows // 3, rows // 2])
+            path, blocks, tail, residual = _walk(model, head, ids)
+            transform, vocab_size = _after_head(model, head, ids)
             found = cls(
                 blocks=blocks,
                 blocks_path=path,
@@ -79,7 +80,7 @@ class Anatomy:
                 error=math.nan,
             )
             error = _prove(model, found, _row(model, [(i * rows) // 11 for i in range(1, 10)]))
-        return cls(**{name: getattr(found, name) for name in cls.__slots__} | {"error": error})
+        return replace(found, error=error)
 
     def normed(self, residual: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d_head"]:
         """The residual after the tail: what the head is applied to."""

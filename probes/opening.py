@@ -37,7 +37,6 @@ class Opened:
     tokenizer: "PreTrainedTokenizerBase"
     fingerprints: Fingerprint
     facts: dict[str, Any]
-    missing: tuple[str, ...]  # tensors the files lack; load refuses them, load_reward lets an adapter bring the head
 
 
 def open_model(
@@ -111,7 +110,6 @@ def _open(
         tokenizer=tokenizer,
         fingerprints=fingerprint(weights=weights_hash(files.weights), config=config, tokenizer=tokenizer),
         facts=facts,
-        missing=tuple(sorted(info["missing_keys"])),
     )
 
 
@@ -230,7 +228,7 @@ def _refuse_damage(name: str, info: dict[str, Any], may_miss: tuple[str, ...]) -
             f"{name}: tensors of another shape than config.json says: {_shown(mismatched)}; "
             "config and weights belong to different models"
         )
-    missing = [key for key in sorted(info["missing_keys"]) if not (may_miss and key.startswith(may_miss))]
+    missing = [key for key in sorted(info["missing_keys"]) if not key.startswith(may_miss)]
     if missing:
         extra = sorted(info["unexpected_keys"])
         beside = f"; the files hold instead: {_shown(extra)}" if extra else ""

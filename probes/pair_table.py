@@ -92,10 +92,6 @@ class PairScores:
     def has_reference(self) -> bool:
         return bool(self.frame["reference_chosen"].notna().any())
 
-    @property
-    def has_explicit(self) -> bool:
-        return bool(self.frame["explicit_chosen"].notna().any())
-
     def log_ratios(self) -> Float64[np.ndarray, "N 2"]:
         """log pi - log pi_ref of chosen and rejected, nats a completion; NaN without a reference."""
         sides = ("chosen", "rejected")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
-from .loading import load
+from .loading import adapter_base, load
 
 if TYPE_CHECKING:
     from .subject import Subject
@@ -51,7 +51,7 @@ def load_policy_and_reference(
 
 def is_adapter(model: object) -> bool:
     """True for a folder that holds a PEFT adapter."""
-    return isinstance(model, str | os.PathLike) and (Path(model) / "adapter_config.json").is_file()
+    return isinstance(model, str | os.PathLike) and (Path(model).expanduser() / "adapter_config.json").is_file()
 
 
 def _load_policy(
@@ -66,8 +66,6 @@ def _load_policy(
 
 def _base_of(policy: object, reference: object, base: Named | None) -> Named | None:
     """`base`, else None where the adapter's own config names a path that exists (load finds it), else the reference."""
-    from .loading import adapter_base
-
     if base is not None:
         return base
     assert isinstance(policy, str | os.PathLike)
@@ -82,6 +80,7 @@ def _base_of(policy: object, reference: object, base: Named | None) -> Named | N
 def _same_model(first: Named | None, second: Named) -> bool:
     if first is None:
         return False
-    if Path(first).exists() and Path(second).exists():
-        return Path(first).resolve() == Path(second).resolve()
+    here, there = Path(first).expanduser(), Path(second).expanduser()
+    if here.exists() and there.exists():
+        return here.resolve() == there.resolve()
     return os.fspath(first) == os.fspath(second)

@@ -162,8 +162,9 @@ class RewardModel:
         outside = ((real >= self.vocab_size) | (real < 0)).any(-1)
         if outside.any():
             row = int(outside.nonzero()[0])
+            bad = real[row][(real[row] < 0) | (real[row] >= self.vocab_size)]
             raise ValueError(
-                f"row {row}: id {int(real[row].max())} has no embedding in {self.name} (it has {self.vocab_size}); "
+                f"row {row}: id {int(bad[0])} has no embedding in {self.name} (it has {self.vocab_size}); "
                 "was the text encoded with another model's tokenizer?"
             )
 

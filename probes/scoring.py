@@ -127,7 +127,8 @@ def score_pairs(
         "n_rows": file.n_rows,
     }
     scores = PairScores.assemble(frame, invalid=(*file.invalid, *invalid), settings=settings, counts=counts)
-    check_invalid(file, max_invalid, more=[row for row in scores.invalid if row not in file.invalid])
+    known = set(file.invalid)
+    check_invalid(file, max_invalid, more=[row for row in scores.invalid if row not in known])
     return scores
 
 

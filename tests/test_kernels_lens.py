@@ -375,7 +375,9 @@ def test_one_infinite_logit_spoils_its_row(poison):
     bias = torch.zeros(300)
     bias[250] = poison  # a forbidden token, as a bias would write it
     for tile in (None, 100):
-        assert lens_transport(good.view(1, 1, 300)[..., :1].repeat(2, 1, 1), good[:, None], bias=bias, vocab_tile=tile)
+        hidden = good.view(1, 1, 300)[..., :1].repeat(2, 1, 1)
+        assert lens_transport(hidden, good[:, None], bias=bias, vocab_tile=tile).n_nonfinite == 2
+        assert lens_transport(torch.ones(2, 1, 1), bad[:, None], vocab_tile=tile).n_nonfinite == 2
         got = transport_of(good, good.flip(0), vocab_tile=tile)
         assert got.n_nonfinite == 0
         spoiled = lens_transport(torch.ones(2, 1, 1), good[:, None], bias=bias, vocab_tile=tile)

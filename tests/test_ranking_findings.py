@@ -103,6 +103,7 @@ def test_where_the_probability_went_is_said_with_its_sign():
 def test_every_finding_rests_on_estimates_first_on_one_with_a_value():
     for table in (mixed(), frame(-90 * ALL, ALL), frame(MOST, -MOST, **UNRELATED), frame(ALL[:3]), frame(HALF)):
         found = report(table)
+        assert found.findings
         for finding in found.findings:
             assert finding.section == "ranking"
             assert finding.severity == "info" or finding.next_step

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from dataclasses import fields
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -322,7 +323,7 @@ def test_rows_that_do_not_fit_are_refused_before_the_first_pass(subject, prompts
 
 def test_free_memory_is_known_here_and_positive():
     free = spinal_reading.available_bytes()
-    assert free is None or free > 2**20
+    assert (free is not None and free > 2**20) if Path("/proc/meminfo").exists() else free is None
 
 
 @pytest.mark.parametrize(
