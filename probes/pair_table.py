@@ -33,10 +33,17 @@ COLUMNS = {
     "swapped": ("bool", "turned on reading so that the preference is at least 1/2"),
     "boundary_shift": ("bool", "the prompt's last token merged with a completion"),
     "n_prompt": ("int64", "tokens of the prompt"),
+    "overlap": ("float64", "Jaccard index of the two completions' sets of token ids, in [0, 1]; NaN where not known"),
+    "ches": ("float64", "<S+, S-> - |S+|^2 of summed final hidden states (2410.08847); NaN unless states were read"),
+    "ches_normalised": ("float64", "the same with means over tokens for sums"),
+    "mismatched": ("float64", "mean log pi/pi_ref of the next pair's completions after this prompt; NaN unless asked"),
+    "ranking_id": ("str", "the row with more than two responses that the pair was made from; None where it is a pair"),
+    "response_chosen": ("int64", "which response of that row, from 0; -1 where it is a pair"),
+    "response_rejected": ("int64", ""),
     "split": ("str", "as given"),
     "tag": ("str", "as given"),
 }
-_PAIRED = ("policy", "reference", "explicit", "n")  # columns that change places when a pair is turned
+_PAIRED = ("policy", "reference", "explicit", "n", "response")  # columns that change places when a pair is turned
 _METADATA = b"alignscope.pair_scores"
 
 
@@ -188,6 +195,7 @@ class PairScores:
         defaults: dict[str, Any] = {"pair_id": [str(i + 1) for i in range(len(table))], "n_votes": 1.0}
         defaults |= {"preference": 1.0, "swapped": False, "boundary_shift": False}
         defaults |= dict.fromkeys(("n_chosen", "n_rejected", "n_prompt"), 0)
+        defaults |= dict.fromkeys(("response_chosen", "response_rejected"), -1)
         for name, (dtype, _) in COLUMNS.items():
             if name not in table:
                 table[name] = defaults.get(name, np.nan if dtype == "float64" else None)

@@ -202,6 +202,9 @@ def _table(encoded: list[EncodedPair], totals: Mapping[str, list[float]], explic
     columns["preference"] = [share for share, _ in preferences]
     columns["n_votes"] = [votes for _, votes in preferences]
     columns["human_tie"] = [share == 0.5 for share, _ in preferences]
+    columns["overlap"] = [_overlap(pair) for pair in encoded]
+    columns |= dict.fromkeys(("ches", "ches_normalised", "mismatched"), float("nan"))
+    columns |= {"ranking_id": None, "response_chosen": -1, "response_rejected": -1}
     return pd.DataFrame(columns)
 
 
@@ -212,6 +215,12 @@ def _preference(pair: Pair) -> tuple[float, float]:
         n = pair.votes_chosen + pair.votes_rejected + tie
         return (pair.votes_chosen + tie / 2) / n, n
     return (1.0, 1.0) if pair.preference is None else (pair.preference, 0.0)
+
+
+def _overlap(pair: EncodedPair) -> float:
+    """Jaccard index of the token sets of both completions: 1 where they use the same tokens, 0 where none."""
+    chosen, rejected = set(pair.chosen_ids[pair.start :]), set(pair.rejected_ids[pair.start :])
+    return len(chosen & rejected) / len(chosen | rejected)
 
 
 def _prompt_ids(encoded: list[EncodedPair]) -> list[str]:
