@@ -10,24 +10,30 @@ models 5 to 30 %), which favours a scorer that reads out completions only; the c
 """
 
 import math
+import multiprocessing
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alignscope.probes.huggingface import HuggingFaceSubject
 from alignscope.probes.kernels import SpectrumAccumulator
 from alignscope.probes.loading import wrap
+from alignscope.probes.scoring import score_pairs
 from alignscope.probes.sequence_scores import TokenSequence, score_sequences
 
 from .measuring import Call, Row, interleaved, peak_megabytes, time_ratio
 
 PAIRS, PEER_PAIRS = 16, 8  # scored, and in a batch of the peer
+WARM_UP = 64  # pairs of a table before its memory is measured
 SPREAD = 0.6  # standard deviation of log length [reconstructed]; of the words of HH's own rows it is about 1.0
 
 
@@ -49,15 +55,18 @@ class Lengths:
     median: int  # of prompt and response together
     prompt_over_response: float  # ratio of the medians
     goal: str  # for the ratio of times
+    sharing_goal: str  # the same, of our buckets over both completions in one row
 
 
 SCORED = Shape(layers=4, width=256, heads=4, vocabulary=50257)
 CAPTURED = Shape(layers=12, width=768, heads=12, vocabulary=1000)  # GPT-2 small without its head, which nobody reads
 TINY = Shape(layers=2, width=64, heads=2, vocabulary=512)
+TABLE = Shape(layers=2, width=256, heads=4, vocabulary=4096)
+FEW, MANY = 200, 2000  # pairs of a table
 DATA_SETS = (
-    Lengths(name="UltraFeedback", median=409, prompt_over_response=0.42, goal=">= 2"),
-    Lengths(name="HH", median=186, prompt_over_response=2.15, goal=">= 3.3"),
-    Lengths(name="HelpSteer", median=775, prompt_over_response=6.34, goal=">= 4.5"),
+    Lengths(name="UltraFeedback", median=409, prompt_over_response=0.42, goal=">= 2", sharing_goal=">= 1"),
+    Lengths(name="HH", median=186, prompt_over_response=2.15, goal=">= 3.3", sharing_goal=">= 1"),
+    Lengths(name="HelpSteer", median=775, prompt_over_response=6.34, goal=">= 4.5", sharing_goal=">= 1.2"),
 )
 
 
@@ -161,11 +170,11 @@ def padded_call(shape: Shape, sequences: Sequence[TokenSequence]) -> Call:
     return lambda: trl_style_padded(model, sequences)
 
 
-def scoring_call(shape: Shape, sequences: Sequence[TokenSequence]) -> Call:
+def scoring_call(shape: Shape, sequences: Sequence[TokenSequence], *, share_prefix: bool = False) -> Call:
     """Our way, ready to run."""
     subject = toy_subject(shape)
     score_sequences(subject, _short(sequences))
-    return lambda: score_sequences(subject, sequences)
+    return lambda: score_sequences(subject, sequences, share_prefix=share_prefix)
 
 
 def _short(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
@@ -193,6 +202,63 @@ def scoring_rows(lengths: Lengths, shape: Shape, *, rounds: int, threads: int, q
         goal=">= 10",
         note=f"{padded:.0f} MB / {ours:.0f} MB",
     )
+
+
+def sharing_row(lengths: Lengths, shape: Shape, *, rounds: int, quick: bool) -> Row:
+    """Sequences in rows of their own, in buckets of like length, beside both completions of a pair in one row."""
+    n_pairs, shrink = (4, 8) if quick else (PAIRS, 1)
+    sequences = simulated_pairs(lengths, n_pairs=n_pairs, vocabulary=shape.vocabulary, shrink=shrink)
+    calls = {"buckets": scoring_call(shape, sequences), "shared": scoring_call(shape, sequences, share_prefix=True)}
+    body, head = 12 * shape.layers * shape.width**2, shape.width * shape.vocabulary
+    scored, prompts = sum(s.n_scored for s in sequences), sum(s.start for s in sequences[::2])
+    limit = 1 + prompts * body / ((prompts + scored) * body + scored * head)  # a prompt once instead of twice
+    what = f"buckets / both completions in one row, {lengths.name}-like lengths"
+    timing = interleaved(calls, rounds)
+    return time_ratio("C11", what, timing, "buckets", "shared", goal=lengths.sharing_goal, limit=f"{limit:.1f}")
+
+
+def table_call(shape: Shape, n_pairs: int) -> Call:
+    """score_pairs, hidden states included, on so many short pairs of text, ready to run; a few of them run before."""
+    words = Tokenizer(WordLevel({str(i): i for i in range(shape.vocabulary)}, unk_token="0"))
+    words.pre_tokenizer = Whitespace()
+    subject = wrap(toy_subject(shape).model, PreTrainedTokenizerFast(tokenizer_object=words))
+    generator = torch.Generator().manual_seed(0)
+
+    def text(n: int) -> str:
+        return "".join(f" {word}" for word in torch.randint(shape.vocabulary, (n,), generator=generator).tolist())
+
+    rows = [{"prompt": text(24), "chosen": text(24), "rejected": text(20)} for _ in range(n_pairs)]
+    score_pairs(subject, None, rows[:WARM_UP], states=True)
+    return lambda: score_pairs(subject, None, rows, states=True)
+
+
+def flat_memory_row(*, threads: int, quick: bool) -> Row:
+    """Peak memory of the process with ten times the pairs. Ids and table grow (some 5 kB a pair here), nothing else."""
+    shape, few = (TINY, FEW // 10) if quick else (TABLE, FEW)
+    many = few * MANY // FEW
+    small, large = (_in_own_process(_table_peak, shape, n, threads) for n in (few, many))
+    return Row(
+        id="C11",
+        what=f"peak memory of a process that scores pairs, {many} / {few} pairs",
+        ratio=large / small,
+        low=large / small,
+        high=large / small,
+        goal="<= 1.10",
+        note=f"{large:.0f} MB / {small:.0f} MB",
+    )
+
+
+def _table_peak(shape: Shape, n_pairs: int, threads: int) -> float:
+    """The largest resident size of this process, MB, after `table_call`."""
+    torch.set_num_threads(threads)
+    table_call(shape, n_pairs)()
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def _in_own_process(function: Callable[..., float], *arguments: object) -> float:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 # ------------------------------------------------------------------------------------------------------------ C12
@@ -229,5 +295,8 @@ def rows(*, rounds: int = 5, threads: int = 2, quick: bool = False) -> Iterator[
     torch.set_num_threads(threads)
     for lengths in DATA_SETS:
         yield from scoring_rows(lengths, TINY if quick else SCORED, rounds=rounds, threads=threads, quick=quick)
+    for lengths in DATA_SETS:
+        yield sharing_row(lengths, TINY if quick else SCORED, rounds=rounds, quick=quick)
+    yield flat_memory_row(threads=threads, quick=quick)
     n_rows, tokens = (2, 64) if quick else (4, 256)
     yield capture_row(TINY if quick else CAPTURED, rounds=rounds, rows=n_rows, tokens=tokens)

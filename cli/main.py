@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import InputError
-from . import audit, checkpoint, demo, views
+from . import audit, checkpoint, demo, score, views
 
 INTERRUPTED = "alignscope: interrupted; what was finished is kept, the same command continues"
 
@@ -37,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("audit")(audit.audit)
+app.command("score")(score.score)
 app.command("trace")(checkpoint.trace)
 app.command("doctor")(checkpoint.doctor)
 app.command("show")(views.show)
@@ -45,12 +46,13 @@ app.command("demo")(demo.demo)
 app.add_typer(demo.organism_app, name="organism")
 
 
-def _version(value: bool) -> None:
+def _version(value: bool) -> bool:
     if value:
         from .. import __version__
 
         typer.echo(f"alignscope {__version__}")
         raise typer.Exit
+    return value
 
 
 @app.callback()

@@ -30,3 +30,22 @@ FailIf = Annotated[
         help="Gate: exit 1 if it holds, e.g. 'ranking.accuracy<0.6'; repeatable; .low/.high name interval ends.",
     ),
 ]
+SharePrefix = Annotated[
+    str, typer.Option(help="Score both answers of a pair behind one pass over the prompt: auto, on or off.")
+]
+Ches = Annotated[
+    bool, typer.Option("--ches", help="Read hidden states too: which pairs endanger the chosen answer (one more pass).")
+]
+Mismatched = Annotated[
+    bool, typer.Option("--mismatched", help="Score answers after the wrong prompt too: KTO's reference point z0.")
+]
+
+
+def share_prefix(given: str) -> str | bool:
+    """The library's value of --share-prefix. Raises InputError for another word."""
+    values: dict[str, str | bool] = {"auto": "auto", "on": True, "off": False}
+    if given not in values:
+        from ..errors import InputError
+
+        raise InputError(f"--share-prefix {given}: choose from {', '.join(values)}")
+    return values[given]

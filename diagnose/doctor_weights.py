@@ -1,11 +1,10 @@
 """What the weights are: precision of the file, adapter, memory, and whether the reference is the right one."""
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..probes.loading import wrap
+from ..probes.noise_floor import FULL, float32_copy, no_float32_copy
 from ..probes.opening import DTYPES
 from ..probes.padding import padded
 from ..probes.vocabulary import same_ids
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 BLOCK = 32  # values that share a scale in the common 4-bit formats
 LEVELS = 16  # distinct values that 4 bits can give
 _SAMPLED_BLOCKS = 1024  # a matrix
-_FULL = ("float32", "float64")
 _TOKENS = 8192  # padded tokens of a scoring batch, as score_pairs' default
 
 
@@ -47,7 +45,7 @@ def precision_check(subject: "Subject", reference: "Subject | None") -> Check:
     own, other = _precision(subject), None if reference is None else _precision(reference)
     share = grid_share(getattr(subject, "model", None))
     stored, scheme = own
-    coarse = scheme is not None or (stored is not None and any(part not in _FULL for part in stored.split(", ")))
+    coarse = scheme is not None or (stored is not None and any(part not in FULL for part in stored.split(", ")))
     on_grid = share is not None and share > 0.5
     differs = other is not None and (other[1] != scheme or _rounded_otherwise(stored, other[0]))
     if differs:
@@ -70,10 +68,9 @@ def precision_check(subject: "Subject", reference: "Subject | None") -> Check:
 
 def precision_floor_check(subject: "Subject", probe: ProbeRows, pad: int) -> Check | None:
     """How far scores move where computed below float32, against a float32 copy of the same weights; else None."""
-    model = getattr(subject, "model", None)
-    if subject.dtype in _FULL or model is None or subject.facts.get("adapter"):
+    if no_float32_copy(subject) is not None or subject.facts.get("adapter"):
         return None
-    full = wrap(copy.deepcopy(model).float())
+    full = float32_copy(subject)
     ids, mask = padded(probe.rows, pad)
     moved = (row_scores(subject, ids, mask) - row_scores(full, ids, mask)).abs()
     median, high = (float(moved.quantile(q)) for q in (0.5, 0.95))

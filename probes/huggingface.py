@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..errors import InputError, NoTokenizerError
@@ -20,13 +20,15 @@ from .capture import capturing
 from .generation import generate
 from .kernels.eager import exact_products
 from .live import adapter_off, evaluating
-from .subject import Fingerprint, Head, Reducer, Subject, Trace
+from .subject import Fingerprint, Head, Layout, Reducer, Subject, Trace
 from .vocabulary import real_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LIMITS = ("max_position_embeddings", "max_seq_len", "context_length")  # what configurations call the longest input
+_WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")  # and how far it looks
+_MASKED = ("sdpa", "eager")  # attention that takes a mask of rows x columns
 
 
 class HuggingFaceSubject:
@@ -105,25 +107,48 @@ class HuggingFaceSubject:
         *,
         reduce: Reducer,
         layers: Iterable[int] | None = None,
+        layout: Layout | None = None,
     ) -> Trace:
         """reduce(layer, h[B, T, d], attention_mask) of every layer, called inside the forward pass, without gradients.
 
         layers: 0 (embeddings) to n_layers (last residual, before the final norm); None is all. The head runs on one
-        position only. Raises ValueError for a layer that does not exist, InputError as `logits` does.
+        position only. layout: for rows of several sequences; ask `layout_problem` first, and check that it holds.
+        Raises ValueError for a layer that does not exist, InputError as `logits` does.
         """
         wanted = list(range(self.n_layers + 1)) if layers is None else sorted(set(layers))
         outside = [layer for layer in wanted if not 0 <= layer <= self.n_layers]
         if outside:
             raise ValueError(f"{self.name}: layer {outside[0]} is not in 0 .. {self.n_layers} (0 = embeddings)")
-        ids, mask = self._checked(input_ids, attention_mask)
+        ids, mask = self._checked(input_ids, attention_mask, layout)
         with (
             torch.no_grad(),
             self._measuring(),
             _head_input(self.anatomy.head, lambda h: h[:, :1]),
             capturing(self.anatomy.blocks, reduce=reduce, attention_mask=mask, layers=wanted) as kept,
         ):
-            self._run(ids, mask)
+            self._run(ids, mask, layout)
         return Trace({layer: kept[layer] for layer in wanted})
+
+    def layout_problem(self, longest: int) -> str | None:
+        """Why `trace` takes no layout of sequences of up to `longest` tokens; None where nothing is known against it.
+
+        A mask of rows x columns takes the place of the model's own, and with it of a window.
+        """
+        config = self.model.config.get_text_config()
+        attention = getattr(self.model.config, "_attn_implementation", None)
+        if "position_ids" not in self._accepts:
+            return "the model takes no position ids"
+        if attention not in _MASKED:
+            return f"attention {attention} takes no mask of rows x columns"
+        windows = [n for key in _WINDOWS if isinstance(n := getattr(config, key, None), int) and n]
+        if longest > (window := min(windows, default=longest)):
+            return f"sequences of {longest} tokens reach beyond the attention window of {window}"
+        return None
+
+    def normed(self, residual: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d_head"]:
+        """The residual after the final norm, and after a projection where one follows it: what the head reads."""
+        with self._measuring():
+            return self.anatomy.normed(residual.to(self.model.device))
 
     def readout(self, residual: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch V"]:
         """Logits of residuals through the model's own final norm, head, bias, soft-cap and scale; float32 or wider."""
@@ -134,7 +159,7 @@ class HuggingFaceSubject:
         """The read-out in the form the fused kernels need; None where the head is more than weight and bias."""
         if not self._head_is_known:
             with torch.no_grad(), self._measuring():
-                self._head = _simple_head(self.anatomy, self._normed, self._vocabulary())
+                self._head = _simple_head(self.anatomy, self.normed, self._vocabulary())
             self._head_is_known = True
         return self._head
 
@@ -188,9 +213,12 @@ class HuggingFaceSubject:
         other._head, other._head_is_known = None, False
         return other
 
-    def _run(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def _run(self, ids: Tensor, mask: Tensor, layout: Layout | None = None) -> Tensor:
         arguments = {"input_ids": ids, "attention_mask": mask}
-        if "position_ids" in self._accepts:
+        if layout is not None:
+            arguments["attention_mask"] = _additive(layout.visible.to(ids.device), self.model.dtype)
+            arguments["position_ids"] = layout.position_ids.to(ids.device)
+        elif "position_ids" in self._accepts:
             arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
         return self.model(**arguments, use_cache=False).logits
 
@@ -204,16 +232,14 @@ class HuggingFaceSubject:
                 stack.enter_context(adapter_off(self._adapter_model))
             yield
 
-    def _normed(self, residual: Tensor) -> Tensor:
-        with self._measuring():
-            return self.anatomy.normed(residual)
-
     def _vocabulary(self) -> int:
         if self._tokenizer is None:
             return self.vocab_size
         return min(self.vocab_size, max(2, real_vocabulary(self._tokenizer)))
 
-    def _checked(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _checked(
+        self, input_ids: Tensor, attention_mask: Tensor, layout: Layout | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Ids and mask on the model's device; padding replaced by an id that has an embedding."""
         if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape:
             raise InputError(
@@ -225,6 +251,8 @@ class HuggingFaceSubject:
         lengths = mask.sum(-1)
         if (lengths == 0).any():
             raise InputError(f"{self.name}: row {int((lengths == 0).nonzero()[0])} holds no token")
+        if layout is not None:
+            lengths = layout.position_ids.amax(-1) + 1
         if self.limit is not None and lengths.max() > self.limit:
             row = int(lengths.argmax())
             raise InputError(f"{self.name}: row {row} has {int(lengths[row])} tokens; the model reads {self.limit}")
@@ -252,6 +280,12 @@ def _head_input(head: nn.Module, change: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _additive(visible: Bool[Tensor, "B T T"], dtype: torch.dtype) -> Float[Tensor, "B 1 T T"]:
+    """What attention adds to its scores, the same for every head: 0 where a token is seen, else the lowest number."""
+    hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return hidden.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
 def _simple_head(anatomy: Anatomy, normed: Any, vocab: int) -> Head | None:

@@ -9,12 +9,13 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InputError
 from .pair_rows import Invalid, Pair, PairShape, RowError, Text, parse_pair, parse_text, require_encodable, row_name
+from .ranked_rows import is_ranked, parse_ranking
 from .row_files import Rows, read_rows
 
 __all__ = [
@@ -49,7 +50,7 @@ class PairFile:
     invalid: tuple[Invalid, ...]
     source: str
     sha256: str  # of the file's bytes
-    n_rows: int
+    n_rows: int  # rows of the file; a ranking is one row and several pairs
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -67,7 +68,8 @@ class PairFile:
         kept = self.pairs[:n]
         invalid = tuple(row for row in self.invalid if kept and row.row < kept[-1].row)
         digest = hashlib.sha256(f"{self.sha256}, first {n} pairs".encode()).hexdigest()
-        return replace(self, pairs=kept, invalid=invalid, sha256=digest, n_rows=len(kept) + len(invalid))
+        n_rows = len({pair.row for pair in kept}) + len(invalid)
+        return replace(self, pairs=kept, invalid=invalid, sha256=digest, n_rows=n_rows)
 
     def prompts(self, limit: int | None = 512, seed: int = 0) -> "PromptFile":
         """Its distinct prompts: see `distinct_prompts`."""
@@ -103,7 +105,9 @@ def read_pairs(source: Source) -> PairFile:
       = P(chosen preferred);
     - `chosen`, `rejected` alone: whole conversations (the prompt is what both share before the answer), or whole texts
       (the prompt ends with the last "\\n\\nAssistant:");
-    - `prompt`, `response_a`, `response_b` with `votes_a`, `votes_b`, `votes_tie`, or `preference` (of a), or `label`.
+    - `prompt`, `response_a`, `response_b` with `votes_a`, `votes_b`, `votes_tie`, or `preference` (of a), or `label`;
+    - `prompt`, `responses` (a list) with `ranks` (1 = best, ties allowed) or `scores` (higher = better): all their
+      pairs, see parse_ranking. One response or rank that cannot be used sets the whole row aside.
 
     Optional: `id`, `prompt_id`, `split`, `tag`, and scores of a reward model `explicit_chosen`, `explicit_rejected`
     (`explicit_a`, `explicit_b`). Rows are turned so that the preference for chosen is at least 1/2 (`swapped`).
@@ -115,12 +119,12 @@ def read_pairs(source: Source) -> PairFile:
     if isinstance(source, PairFile):
         return source
     rows = read_rows(source, what="pairs")
-    shape = PairShape.of(rows.columns, rows.source)
+    pairs_of = _pair_reader(rows)
     pairs: list[Pair] = []
     invalid: list[Invalid] = []
     for number, row in enumerate(rows.rows, start=1):
         try:
-            pairs.append(parse_pair(row, number, shape))
+            pairs += pairs_of(row, number)
         except RowError as error:
             invalid.append(Invalid(row=number, reason=error.reason, detail=error.detail, name=row_name(row)))
     return PairFile(
@@ -172,15 +176,20 @@ def distinct_prompts(pairs: PairFile, limit: int | None = 512, seed: int = 0) ->
 
 
 def check_invalid(file: PairFile | PromptFile, max_invalid: float = 0.05, *, more: Iterable[Invalid] = ()) -> None:
-    """Stop where a larger share of the rows than `max_invalid` cannot be used, or no row is left.
+    """Stop where a larger share than `max_invalid` cannot be used, or nothing is left.
 
-    more: rows set aside after reading (too long, duplicate, ...). Raises InputError with the counts by reason and the
-    first row of each.
+    share = 1 - (usable rows / rows) (kept pairs / pairs of usable rows): the share of rows where a row is a pair; where
+    rows are rankings, a bad row weighs what the others do on average.
+    more: what was set aside after reading, a pair each (too long, duplicate, ...). Raises InputError with the counts by
+    reason and the first row of each.
     """
-    invalid = (*file.invalid, *more)
     if not 0 <= max_invalid <= 1:
         raise InputError(f"--max-invalid {max_invalid}: a share between 0 and 1 is expected")
-    if len(invalid) < file.n_rows and len(invalid) <= max_invalid * file.n_rows:
+    later = tuple(more)
+    invalid = (*file.invalid, *later)
+    kept = (file.n_rows - len(file.invalid)) * (len(file) - len(later))  # of n_rows * len(file), in whole numbers
+    everything = file.n_rows * len(file)
+    if kept > 0 and everything - kept <= max_invalid * everything:
         return
     first: dict[str, Invalid] = {}
     for row in invalid:
@@ -189,8 +198,8 @@ def check_invalid(file: PairFile | PromptFile, max_invalid: float = 0.05, *, mor
         f"{n} {reason} (first: row {first[reason].row}, {first[reason].detail})"
         for reason, n in Counter(row.reason for row in invalid).most_common()
     )
-    share = f"{len(invalid)} of {file.n_rows} rows ({len(invalid) / file.n_rows:.1%}) cannot be used"
-    if len(invalid) >= file.n_rows:
+    share = _share_set_aside(file, len(later), 1 - kept / everything if everything else 1.0)
+    if kept <= 0:
         raise InputError(f"{file.source}: nothing is left: {share}: {reasons}. Mend the file")
     raise InputError(
         f"{file.source}: {share}, more than --max-invalid {max_invalid:g}: {reasons}. "
@@ -198,9 +207,35 @@ def check_invalid(file: PairFile | PromptFile, max_invalid: float = 0.05, *, mor
     )
 
 
+def _share_set_aside(file: PairFile | PromptFile, later: int, share: float) -> str:
+    """Rows, or rows and pairs where a row makes several."""
+    early = len(file.invalid)
+    if len(file) == file.n_rows - early:
+        return f"{early + later} of {file.n_rows} rows ({share:.1%}) cannot be used"
+    also = f" and {later} of the {len(file)} pairs of the others" if later else ""
+    return f"{early} of {file.n_rows} rows{also} ({share:.1%} in all) cannot be used"
+
+
 def is_blank(text: Text) -> bool:
     """True where there is nothing but white space."""
     return not (text if isinstance(text, str) else "".join(message["content"] for message in text)).strip()
+
+
+def _pair_reader(rows: Rows) -> Callable[[dict[str, Any] | str, int], list[Pair]]:
+    """What turns a row of this file and its number into pairs. It raises RowError, also for a ranking's id twice."""
+    if not is_ranked(rows.columns):
+        shape = PairShape.of(rows.columns, rows.source)
+        return lambda row, number: [parse_pair(row, number, shape)]
+    first: dict[str | None, int] = {}
+
+    def ranking(row: dict[str, Any] | str, number: int) -> list[Pair]:
+        pairs = parse_ranking(row, number)
+        ranking_id = pairs[0].ranking_id
+        if first.setdefault(ranking_id, number) != number:
+            raise RowError("duplicate_id", f"`id` {ranking_id!r} is that of row {first[ranking_id]}")
+        return pairs
+
+    return ranking
 
 
 def _prompt_column(rows: Rows) -> str:

@@ -14,7 +14,8 @@ ASSISTANT_MARK = "\n\nAssistant:"  # whole texts of the HH kind: the completion 
 
 _EXPECTED = (
     "expected `prompt`, `chosen`, `rejected` (or whole texts in `chosen` and `rejected`), or `prompt`, `response_a`, "
-    "`response_b` with `votes_a` and `votes_b`, `preference` or `label`"
+    "`response_b` with `votes_a` and `votes_b`, `preference` or `label`, or `prompt`, "
+    "`responses` with `ranks` or `scores`"
 )
 
 
@@ -37,6 +38,9 @@ class Pair:
     explicit_chosen: float | None = None  # scores of a reward model, in its units
     explicit_rejected: float | None = None
     swapped: bool = False  # True where `rejected` (or response a) of the file is `chosen` here
+    ranking_id: str | None = None  # the row with several responses that the pair was made from
+    response_chosen: int = -1  # which of its responses, from 0
+    response_rejected: int = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +105,7 @@ def parse_pair(row: dict[str, Any] | str, number: int, shape: PairShape) -> Pair
         raise RowError("not_a_row", row)
     prompt, first, second = _texts(row, shape)
     for column, text in ((shape.first, first), (shape.second, second)):
-        if not _content(text).strip():
+        if not plain_text(text).strip():
             raise RowError("empty_completion", f"`{column}` holds no text")
     if first == second:
         raise RowError("identical_completions", f"`{shape.first}` and `{shape.second}` are the same text")
@@ -115,7 +119,7 @@ def parse_pair(row: dict[str, Any] | str, number: int, shape: PairShape) -> Pair
         sides.reverse()
     return Pair(
         row=number,
-        pair_id=_label(row, "id") or str(number),
+        pair_id=label_of(row, "id") or str(number),
         prompt=prompt,
         chosen=sides[0][0],
         rejected=sides[1][0],
@@ -123,9 +127,9 @@ def parse_pair(row: dict[str, Any] | str, number: int, shape: PairShape) -> Pair
         votes_rejected=sides[1][1],
         votes_tie=votes and votes[2],
         preference=None if preference is None or judged_by_label else max(preference, 1 - preference),
-        prompt_id=_label(row, "prompt_id"),
-        split=_label(row, "split"),
-        tag=_label(row, "tag"),
+        prompt_id=label_of(row, "prompt_id"),
+        split=label_of(row, "split"),
+        tag=label_of(row, "tag"),
         explicit_chosen=sides[0][2],
         explicit_rejected=sides[1][2],
         swapped=swapped,
@@ -158,6 +162,20 @@ def require_encodable(text: str, what: str) -> None:
     except UnicodeEncodeError as error:
         half = f"{text[error.start]!r} at character {error.start}"
         raise RowError("not_encodable", f"{what} holds half a character ({half}): a cut text? Write it again") from None
+
+
+def plain_text(text: Text) -> str:
+    """All the text of a string or of messages."""
+    return text if isinstance(text, str) else "".join(message["content"] for message in text)
+
+
+def label_of(row: Mapping[str, Any], column: str) -> str | None:
+    """A cell as text, None where it is empty. Raises RowError for half a character."""
+    value = row.get(column)
+    if value is None or value == "":
+        return None
+    require_encodable(str(value), f"`{column}`")
+    return str(value)
 
 
 def _texts(row: Mapping[str, Any], shape: PairShape) -> tuple[Text, Text, Text]:
@@ -225,10 +243,6 @@ def _message(message: Any, column: str) -> dict[str, Any]:
     return {str(key): value for key, value in message.items() if value is not None}  # Parquet fills absent keys by None
 
 
-def _content(text: Text) -> str:
-    return text if isinstance(text, str) else "".join(message["content"] for message in text)
-
-
 def _judgement(row: Mapping[str, Any], shape: PairShape) -> tuple[tuple[float, float, float] | None, float | None]:
     """(votes for first, for second, ties) or None, and the preference for first or None."""
     if shape.judged == "order":
@@ -273,11 +287,3 @@ def _score(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):  # overflow: JSON has integers beyond the largest float
         return None
     return number if math.isfinite(number) else None
-
-
-def _label(row: Mapping[str, Any], column: str) -> str | None:
-    value = row.get(column)
-    if value is None or value == "":
-        return None
-    require_encodable(str(value), f"`{column}`")
-    return str(value)

@@ -1,10 +1,9 @@
 """One row a preference pair: every number that ranking and reward diagnostics rest on."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from .pair_rows import Invalid
 COLUMNS = {
     "pair_id": ("str", "the row's id, else its number"),
     "prompt_id": ("str", "cluster of the intervals: given, or hash of the rendered prompt"),
+    "prompt_hash": ("str", "hash of the rendered prompt, by which files are compared; None where not known"),
     "policy_chosen": ("float64", "summed log-probability of the chosen completion under the policy, nats"),
     "policy_rejected": ("float64", "the same of the rejected completion"),
     "reference_chosen": ("float64", "the same under the reference; NaN without one"),
@@ -43,8 +43,7 @@ COLUMNS = {
     "split": ("str", "as given"),
     "tag": ("str", "as given"),
 }
-_PAIRED = ("policy", "reference", "explicit", "n", "response")  # columns that change places when a pair is turned
-_METADATA = b"alignscope.pair_scores"
+PAIRED = ("policy", "reference", "explicit", "n", "response")  # columns that change places when a pair is turned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +127,11 @@ class PairScores:
             found.append(f"{n} pairs prefer the opposite of an earlier pair with the same completions")
         if n := self.counts.get("explicit_missing"):
             found.append(f"{n} pairs have no finite explicit reward and leave the comparison of rewards")
+        if names := self.settings.get("ignored_columns"):
+            found.append(f"columns that a pair table does not have were not read: {', '.join(names)}")
+        if n := self.counts.get("only_in_reference"):
+            found.append(f"{n} pairs of the reference's table are not in the policy's")
+        found += self.settings.get("joined", [])
         if self.settings.get("eos") == "auto" and self.settings.get("eos_id", 0) is None:
             found.append("the tokenizer has no end-of-sequence token, so none is scored")
         return tuple(found)
@@ -141,84 +145,86 @@ class PairScores:
         return f"{len(self)} pairs scored; rows set aside: {aside}."
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """One Parquet file, settings and rows set aside in its metadata; written by rename."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        """Write the table, by rename: .parquet with settings and rows set aside in its metadata; .csv or .jsonl plain.
 
-        path = Path(path)
-        more = {"settings": self.settings, "counts": self.counts, "invalid": [asdict(row) for row in self.invalid]}
-        table = pa.Table.from_pandas(self.frame, preserve_index=False)
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), _METADATA: json.dumps(more).encode()})
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, temporary)
-            return temporary.replace(path)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+        A plain table has the columns alone. Raises InputError for another suffix or a place that cannot be written.
+        """
+        from .pair_table_files import write  # here: it knows the columns of this module
+
+        return write(self, Path(path))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "PairScores":
-        """Read what `save` wrote. Raises InputError where the file is something else."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        """Read what `save` wrote as Parquet. Raises InputError where the file is something else: see `read`."""
+        from .pair_table_files import read_own
 
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(
-                f"{path}: not a readable pair table ({error}); expected what PairScores.save wrote"
-            ) from error
-        more = (table.schema.metadata or {}).get(_METADATA)
-        if more is None:
-            raise InputError(f"{path}: no pair table but another Parquet file; use PairScores.from_frame for your own")
-        parts = json.loads(more)
-        return cls(
-            frame=_typed(table.to_pandas()),
-            invalid=tuple(Invalid(**row) for row in parts["invalid"]),
-            settings=parts["settings"],
-            counts=parts["counts"],
-        )
+        parts = read_own(path)
+        return cls(**parts | {"frame": _typed(parts["frame"])})
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str], *, settings: Mapping[str, Any] | None = None) -> "PairScores":
+        """A table from a .parquet, .csv or .jsonl file: one of ours, or anybody's with the columns of `from_frame`.
+
+        A `pair_id` column must name every pair once; without it they are numbered from 1. settings: what is known about
+        the scores (template, eos, dtype, ...); for a table of ours it adds to those in the file. Raises InputError
+        naming file, data row (from 1) and column.
+        """
+        from .pair_table_files import is_own, read_foreign
+
+        if is_own(path):
+            own = cls.load(path)
+            return replace(own, settings={**own.settings, **(settings or {})})
+        scores = cls._completed(read_foreign(path), str(path), {**(settings or {}), "table": str(path)}, own_ids=True)
+        if not len(scores):
+            first = scores.invalid[0]
+            raise InputError(f"{path}: nothing is left: row {first.row}, {first.reason} ({first.detail})")
+        return scores
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, *, settings: Mapping[str, Any] | None = None) -> "PairScores":
         """A table from your own log-probabilities: `policy_chosen` and `policy_rejected` at least, nats, summed.
 
-        Left out: reference and explicit scores become NaN, lengths 0, preference 1 by one vote, every pair its own
-        prompt. Rows whose preference is below 1/2 are turned. Raises InputError for missing columns, a preference
-        outside [0, 1] or an unknown column of numbers that is no number.
+        Other columns as in `COLUMNS`; or, for `preference` and `n_votes`, `votes_chosen`, `votes_rejected` and perhaps
+        `votes_tie`. Left out: reference and explicit scores become NaN, lengths 0, preference 1 by one vote, every pair
+        its own prompt. Rows whose preference is below 1/2 are turned. Columns of other names are kept out and told in
+        `notices`. Raises InputError for missing columns, a preference outside [0, 1], negative votes or lengths, or
+        what is no number.
         """
-        missing = [name for name in ("policy_chosen", "policy_rejected") if name not in frame.columns]
-        if missing:
-            raise InputError(f"pair table: no column {', '.join(missing)}; the columns are: {', '.join(frame.columns)}")
-        table = frame.reset_index(drop=True).copy()
-        defaults: dict[str, Any] = {"pair_id": [str(i + 1) for i in range(len(table))], "n_votes": 1.0}
-        defaults |= {"preference": 1.0, "swapped": False, "boundary_shift": False}
-        defaults |= dict.fromkeys(("n_chosen", "n_rejected", "n_prompt"), 0)
-        defaults |= dict.fromkeys(("response_chosen", "response_rejected"), -1)
-        for name, (dtype, _) in COLUMNS.items():
-            if name not in table:
-                table[name] = defaults.get(name, np.nan if dtype == "float64" else None)
-        if "prompt_id" not in frame:
-            table["prompt_id"] = table["pair_id"]
-        if "n_votes" not in frame and "preference" in frame:
-            table["n_votes"] = 0.0
-        try:
-            table["preference"] = table["preference"].astype("float64")
-        except (TypeError, ValueError) as error:
-            raise InputError(f"pair table: column `preference` is not numeric ({error})") from error
-        outside = ~table["preference"].between(0, 1)
-        if outside.any():
-            row = int(np.flatnonzero(outside)[0])
-            raise InputError(f"pair table, row {row + 1}: preference {table['preference'][row]} is outside [0, 1]")
-        turn = (table["preference"] < 0.5).to_numpy()
-        for name in _PAIRED:
-            first, second = table[f"{name}_chosen"].copy(), table[f"{name}_rejected"].copy()
-            table[f"{name}_chosen"], table[f"{name}_rejected"] = first.mask(turn, second), second.mask(turn, first)
-        table["preference"] = table["preference"].where(~turn, 1 - table["preference"])
-        table["swapped"] = table["swapped"].astype("bool") ^ turn
-        table["human_tie"] = table["preference"] == 0.5
-        return cls.assemble(table, invalid=(), settings=dict(settings or {}), counts={})
+        return cls._completed(frame, "pair table", dict(settings or {}))
+
+    @classmethod
+    def _completed(
+        cls, frame: pd.DataFrame, source: str, settings: dict[str, Any], *, own_ids: bool = False
+    ) -> "PairScores":
+        from .pair_table_checks import completed
+
+        table, ignored = completed(frame, source, own_ids=own_ids)
+        if ignored:
+            settings = settings | {"ignored_columns": list(ignored)}
+        return cls.assemble(table, invalid=(), settings=settings, counts={})
+
+    def with_reference(self, reference: "PairScores", *, max_invalid: float = 0.05) -> "PairScores":
+        """This table with the policy columns of another one as its reference, joined by `pair_id`, in this order.
+
+        reference: the same pairs scored with the reference model as the policy. Pairs it lacks are set aside
+        (`not_in_reference`), up to the share max_invalid of either table. Raises InputError naming every difference:
+        pair ids missing or on several rows, another template, EOS, length limit, vocabulary or pairs file, other
+        lengths (another tokenizer), pairs turned the other way. A table without settings is compared by ids and
+        lengths alone; `notices` says so.
+        """
+        from .pair_table_joins import with_reference
+
+        return with_reference(self, reference, max_invalid)
+
+    def with_explicit(self, other: "PairScores", *, max_invalid: float = 0.05) -> "PairScores":
+        """This table with the explicit scores of another one, joined by `pair_id`, in this order.
+
+        Pairs without a score there stay, with NaN (`explicit_missing`). Refused like `with_reference`; lengths are
+        compared only where the pairs files are not known to be one, since a reward model may read other ids.
+        """
+        from .pair_table_joins import with_explicit
+
+        return with_explicit(self, other, max_invalid)
 
     @classmethod
     def assemble(

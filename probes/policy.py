@@ -1,11 +1,12 @@
-"""Which two models an audit compares: naming rules for policy, reference and the base of an adapter."""
+"""Which models an audit compares: naming rules for policy, reference, reward and the base of an adapter."""
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .loading import adapter_base, load
+from .reward import load_reward
 
 if TYPE_CHECKING:
     from .subject import Subject
@@ -47,6 +48,20 @@ def load_policy_and_reference(
     if own_base and not is_adapter(reference) and not subject.facts.get("adapter_off_refused"):
         return subject, subject.without_adapter()
     return subject, load(reference, base=base if is_adapter(reference) else None, dtype=dtype, device=device)
+
+
+def load_judge(reward: Any, *, base: Any, reference: Any, dtype: str = "float32", device: str = "auto") -> Any:
+    """The reward model of a folder; a Subject or function as it is, None for None.
+
+    The base of a reward adapter is `base`, else the path in its config if that exists, else the reference.
+    """
+    if not isinstance(reward, str | os.PathLike):
+        return reward
+    found = None
+    if is_adapter(reward):
+        named = reference if isinstance(reference, str | os.PathLike) and reference != ADAPTER_DISABLED else None
+        found = base or adapter_base(reward) or (None if is_adapter(named) else named)
+    return load_reward(reward, base=found, dtype=dtype, device=device)
 
 
 def is_adapter(model: object) -> bool:

@@ -1,35 +1,23 @@
 """How probable is a completion under a model, and what does a reward model give it? Batches in, one number each out."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from .capture import rows_at
 from .kernels.logprobs import token_log_probs
 from .padding import padded
-from .shards import Progress, ScoreCache, item_key, run_in_shards
+from .scored_rows import Group, ScoredRows, TokenSequence, batches, over_batches, residuals, width_of
+from .shards import Progress, ScoreCache, distinct, item_key, run_in_shards
 from .subject import RewardSubject, Subject
+
+__all__ = ["TokenSequence", "reward_sequences", "score_sequences"]
 
 SCORER_VERSION = 2  # raise it when a change moves a score: cached scores of before are then not used
 READOUT_BYTES = 25 * 2**20  # logits made at a time: more of them leave the caches, and most of the memory is theirs
-ALIKE = 0.8  # a batch ends where rows get shorter than this share of its longest: padding costs a whole forward
 
 Folder = str | os.PathLike[str]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenSequence:
-    """Prompt and completion as ids; positions from `start` on are scored."""
-
-    ids: tuple[int, ...]
-    start: int
-
-    @property
-    def n_scored(self) -> int:
-        return len(self.ids) - self.start
 
 
 def score_sequences(
@@ -44,6 +32,7 @@ def score_sequences(
     cache: Folder | None = None,
     progress: Progress | None = None,
     stage: str = "log-probabilities",
+    share_prefix: bool = False,
 ) -> list[tuple[float, int]]:
     """Summed log-probability (nats, float64) and number of scored tokens of every sequence, in order.
 
@@ -51,18 +40,23 @@ def score_sequences(
     Only positions that predict scored tokens pass the head, 25 MB of logits at a time. Batches hold sequences of like
     length, padded on the right to at most `batch_tokens` ids (or one sequence). Equal sequences are scored once.
     vocab: rows of the head that belong to tokens; the rest is masked. text_facts: how the text became ids, part of the
-    cache's key. shards, cache: folders (see shards.py).
+    cache's key. shards, cache: folders (see shards.py). share_prefix: sequences stand two by two, and two that begin
+    alike are read in one row; only for a model that `choose_way` (shared_prefix.py) has tried it on.
     """
     for sequence in sequences:
         if not 1 <= sequence.start <= len(sequence.ids):
             raise ValueError(f"start is in 1 .. {len(sequence.ids)} (something must predict it), got {sequence.start}")
+    model_key, keys = score_keys(subject, sequences, vocab, text_facts)
+    order = work_order(sequences, keys) if share_prefix else None
+    row_of = {i: row for row in order or () for i in row}
 
     def compute(indices: list[int]) -> list[float]:
-        return _in_batches(
-            [sequences[i] for i in indices], batch_tokens, lambda batch: _log_probs(subject, batch, vocab)
-        )
+        parts = _wanted_rows(indices, row_of)
+        groups: list[Group] = [tuple(sequences[i] for i in part) for part in parts]
+        totals = over_batches(groups, batch_tokens, lambda rows: log_probs(subject, rows, vocab))
+        found = dict(zip((i for part in parts for i in part), (x for part in totals for x in part), strict=True))
+        return [found[i] for i in indices]
 
-    model_key, keys = _keys(subject, sequences, vocab, text_facts)
     totals = run_in_shards(
         keys,
         [len(sequence.ids) for sequence in sequences],
@@ -72,6 +66,7 @@ def score_sequences(
         folder=shards,
         cache=None if cache is None else ScoreCache(cache, model_key),
         progress=progress,
+        order=order,
     )
     return [(total, sequence.n_scored) for total, sequence in zip(totals, sequences, strict=True)]
 
@@ -91,10 +86,12 @@ def reward_sequences(
     """The reward model's scalar (its own units) for every sequence, read at the position its own rule takes."""
 
     def compute(indices: list[int]) -> list[float]:
-        return _in_batches([sequences[i] for i in indices], batch_tokens, lambda batch: _rewards(reward, batch))
+        items = [sequences[i] for i in indices]  # longest first
+        parts = [items[part] for part in batches([len(sequence.ids) for sequence in items], batch_tokens)]
+        return [value for part in parts for value in _rewards(reward, part)]
 
     whole = [TokenSequence(sequence.ids, len(sequence.ids)) for sequence in sequences]  # start plays no part
-    model_key, keys = _keys(reward, whole, None, text_facts)
+    model_key, keys = score_keys(reward, whole, None, text_facts)
     return run_in_shards(
         keys,
         [len(sequence.ids) for sequence in sequences],
@@ -107,8 +104,11 @@ def reward_sequences(
     )
 
 
-def _keys(
-    model: Subject | RewardSubject, sequences: Sequence[TokenSequence], vocab: int | None, text_facts: Any
+def score_keys(
+    model: Subject | RewardSubject,
+    sequences: Sequence[TokenSequence],
+    vocab: int | None,
+    text_facts: Mapping[str, Any] | None,
 ) -> tuple[str, list[str]]:
     """A key for the model and one for every sequence: all that a score depends on."""
     facts = {name: model.facts.get(name) for name in ("dtype", "attention", "quantization", "reward_index", "readout")}
@@ -117,36 +117,45 @@ def _keys(
     return model_key, [item_key(model_key, sequence.ids, sequence.start)[:32] for sequence in sequences]
 
 
-def _in_batches(
-    sequences: list[TokenSequence], batch_tokens: int, score: Callable[[list[TokenSequence]], list[float]]
-) -> list[float]:
-    """Scores in the order given. `sequences` come longest first, so the first of a batch sets its width."""
-    scores: list[float] = []
-    while len(scores) < len(sequences):
-        rest = sequences[len(scores) :]
-        width = len(rest[0].ids)
-        most = rest[: max(1, batch_tokens // width)]
-        alike = next((i for i, sequence in enumerate(most) if len(sequence.ids) < ALIKE * width), len(most))
-        scores += score(most[:alike])
-    return scores
+def work_order(sequences: Sequence[TokenSequence], keys: Sequence[str]) -> list[tuple[int, ...]]:
+    """Indices by row: two sequences that follow each other and begin alike, else one; longest rows first.
+
+    A sequence that occurs again has been read: of a ranking's pairs ab, ac, ad, bc, bd, cd the rows are ab and cd.
+    """
+    first = distinct(keys)
+    rows: list[tuple[int, ...]] = []
+    left = set(first.values())
+    for i in range(0, len(sequences) - 1, 2):
+        pair = tuple(first[key] for key in keys[i : i + 2])
+        if left.issuperset(pair) and keys[i] != keys[i + 1] and _begin_alike(*sequences[i : i + 2]):
+            rows.append(pair)
+            left.difference_update(pair)
+    rows += [(i,) for i in sorted(left)]
+    return sorted(rows, key=lambda row: -width_of(tuple(sequences[i] for i in row)))
 
 
-def _log_probs(subject: Subject, batch: list[TokenSequence], vocab: int | None) -> list[float]:
-    ids, mask = (part.to(subject.device) for part in padded([sequence.ids for sequence in batch], 0))
-    counts = [sequence.n_scored for sequence in batch]
-    rows = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(counts)).to(ids.device)
-    columns = torch.cat([torch.arange(s.start - 1, len(s.ids) - 1) for s in batch]).to(ids.device)  # they predict t + 1
+def _wanted_rows(indices: Sequence[int], row_of: Mapping[int, tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """`indices` by row: with the others of their row where all of those are wanted, else alone."""
+    wanted = set(indices)
+    rows = ((row if wanted.issuperset(row := row_of.get(i, (i,))) else (i,)) for i in indices)
+    return list(dict.fromkeys(rows))
 
-    last = subject.n_layers
+
+def _begin_alike(first: TokenSequence, second: TokenSequence) -> bool:
+    return first.start == second.start and first.ids[: first.start] == second.ids[: second.start]
+
+
+def log_probs(subject: Subject, rows: ScoredRows, vocab: int | None) -> list[float]:
+    """Summed log-probability of every sequence of the batch, nats."""
+    scores = [torch.empty(0, dtype=torch.float64)]
+    residual = residuals(subject, rows)
+    targets = rows.targets.to(residual.device)
+    chunk = max(1, READOUT_BYTES // (4 * subject.vocab_size))
     with torch.no_grad():
-        residual = subject.trace(ids, mask, reduce=rows_at(rows, columns), layers=[last])[last]
-        targets = ids[rows, columns + 1]
-        scores = [torch.empty(0, dtype=torch.float64)]
-        chunk = max(1, READOUT_BYTES // (4 * subject.vocab_size))
         for h, target in zip(residual.split(chunk), targets.split(chunk), strict=True):
             z = subject.readout(h)[:, :vocab]  # [rows, vocab]
             scores.append(token_log_probs(z, target.to(z.device)).cpu())
-    return [part.sum().item() for part in torch.cat(scores).split(counts)]
+    return [part.sum().item() for part in torch.cat(scores).split(rows.counts)]
 
 
 def _rewards(reward: RewardSubject, batch: list[TokenSequence]) -> list[float]:

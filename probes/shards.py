@@ -10,10 +10,12 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar, cast
 
 from ..errors import InputError
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
+Value = TypeVar("Value", float, list[float])  # of an item: a number, or a few
 
 
 class ScoreCache:
@@ -25,7 +27,7 @@ class ScoreCache:
 
     def __init__(self, folder: str | os.PathLike[str], model_key: str) -> None:
         self.file = Path(folder) / "scores" / f"{model_key[:32]}.jsonl"
-        self.values: dict[str, float] = {}
+        self.values: dict[str, float | list[float]] = {}
         self.problem: str | None = None
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -47,9 +49,9 @@ class ScoreCache:
             except (ValueError, RecursionError):
                 continue
             if isinstance(values, dict):
-                self.values.update({key: value for key, value in values.items() if type(value) is float})
+                self.values.update({key: value for key, value in values.items() if _is_value(value)})
 
-    def add(self, values: Mapping[str, float]) -> None:
+    def add(self, values: Mapping[str, float] | Mapping[str, list[float]]) -> None:
         """Keep values; one write, so that two runs on one cache do not mix their lines."""
         new = {key: value for key, value in values.items() if key not in self.values}
         if not new:
@@ -67,39 +69,42 @@ class ScoreCache:
 def run_in_shards(
     keys: Sequence[str],
     lengths: Sequence[int],
-    compute: Callable[[list[int]], list[float]],
+    compute: Callable[[list[int]], list[Value]],
     *,
     stage: str,
     shard_size: int,
     folder: str | os.PathLike[str] | None = None,
     cache: ScoreCache | None = None,
     progress: Progress | None = None,
-) -> list[float]:
+    order: Sequence[tuple[int, ...]] | None = None,
+) -> list[Value]:
     """One value an item, in the order of `keys`; compute(indices) gives the values of some of them.
 
     Equal keys are computed once. Shards go from the longest items to the shortest, so each holds items of like length
     and memory is needed most at the start. They depend on keys and lengths alone: a run that continues makes the same.
     folder: finished shards are kept there as `<stage>_<number>.json`, and read where they hold these very items.
     progress: called as progress(stage, tokens done, tokens in all) before the first shard and after each.
+    order: every distinct key's first index once, in another order of work; what stands in one tuple is in one shard.
     """
-    first = {key: i for i, key in reversed(list(enumerate(keys)))}  # key -> its first index
-    order = sorted(first.values(), key=lambda i: (-lengths[i], i))
-    shards = [order[i : i + shard_size] for i in range(0, len(order), shard_size)]
+    if order is None:
+        order = [(i,) for i in sorted(distinct(keys).values(), key=lambda i: (-lengths[i], i))]
+    shards = _shards(order, shard_size)
     kept = None if folder is None else _opened(Path(folder))
-    values: dict[str, float] = {}
-    done, total = 0, sum(lengths[i] for i in order)
+    values: dict[str, Value] = {}
+    done, total = 0, sum(lengths[i] for shard in shards for i in shard)
     missing: list[tuple[int, list[int]]] = []
     for number, shard in enumerate(shards):
         found = None if kept is None else _read(kept / _file_name(stage, number), [keys[i] for i in shard])
         if found is None:
             missing.append((number, shard))
         else:
-            values.update(found)
+            values.update(cast("dict[str, Value]", found))
             done += sum(lengths[i] for i in shard)
     if progress is not None and total:
         progress(stage, done, total)
     for number, shard in missing:
-        cached = {} if cache is None else {keys[i]: cache.values[keys[i]] for i in shard if keys[i] in cache.values}
+        known = {} if cache is None else {keys[i]: cache.values[keys[i]] for i in shard if keys[i] in cache.values}
+        cached = cast("dict[str, Value]", known)
         wanted = [i for i in shard if keys[i] not in cached]
         fresh = dict(zip((keys[i] for i in wanted), compute(wanted) if wanted else [], strict=True))
         if cache is not None:
@@ -113,6 +118,21 @@ def run_in_shards(
         if progress is not None:
             progress(stage, done, total)
     return [values[key] for key in keys]
+
+
+def distinct(keys: Sequence[str]) -> dict[str, int]:
+    """Key -> its first index."""
+    return {key: i for i, key in reversed(list(enumerate(keys)))}
+
+
+def _shards(order: Sequence[tuple[int, ...]], shard_size: int) -> list[list[int]]:
+    """At most `shard_size` items each, or one tuple."""
+    shards: list[list[int]] = []
+    for row in order:
+        if not shards or len(shards[-1]) + len(row) > shard_size:
+            shards.append([])
+        shards[-1].extend(row)
+    return shards
 
 
 def item_key(*parts: object) -> str:
@@ -132,7 +152,11 @@ def _opened(folder: Path) -> Path:
     return folder
 
 
-def _read(path: Path, keys: Iterable[str]) -> dict[str, float] | None:
+def _is_value(value: object) -> bool:
+    return type(value) is float or (isinstance(value, list) and all(type(part) is float for part in value))
+
+
+def _read(path: Path, keys: Iterable[str]) -> dict[str, float | list[float]] | None:
     """The values of a shard; None where it is not there, torn, or holds other items."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -141,7 +165,7 @@ def _read(path: Path, keys: Iterable[str]) -> dict[str, float] | None:
     return values if isinstance(values, dict) and list(values) == list(keys) else None
 
 
-def _write(path: Path, values: Mapping[str, float]) -> None:
+def _write(path: Path, values: Mapping[str, float] | Mapping[str, list[float]]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(json.dumps(values), encoding="utf-8")  # repr of a float: exact

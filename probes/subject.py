@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -27,6 +27,14 @@ class Trace:
     @property
     def layers(self) -> tuple[int, ...]:
         return tuple(self.values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Rows that hold more than one sequence: where every token stands in its own, and which tokens it may see."""
+
+    position_ids: Int[Tensor, "B T"]
+    visible: Bool[Tensor, "B T T"]  # [row, token that looks, token looked at]; every token sees itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +108,12 @@ class Subject(Protocol):
         *,
         reduce: Reducer,
         layers: Iterable[int] | None = None,
+        layout: Layout | None = None,
     ) -> Trace: ...
+
+    def layout_problem(self, longest: int) -> str | None: ...  # why `trace` takes no layout of sequences that long
+
+    def normed(self, residual: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d_head"]: ...  # input of the head
 
     def readout(self, residual: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch V"]: ...
 

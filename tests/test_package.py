@@ -32,7 +32,7 @@ def test_nothing_heavy_is_imported_before_it_is_used(code):
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["audit", "--help"], ["trace", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["audit", "--help"], ["trace", "--help"], ["score", "--help"]])
 def test_help_answers_within_its_budget(arguments):
     seconds = []
     for _ in range(5):
