@@ -22,7 +22,9 @@ _LAZY = {
     "spinal_trace": ".diagnose.spinal",
     "compare_spinal": ".diagnose.spinal",
     "ranking_report": ".diagnose.ranking_report",
+    "reward_report": ".diagnose.reward_report",
     "audit": ".diagnose.audit",
+    "audit_tables": ".diagnose.table_audit",
     "Report": ".diagnose.report",
     "Estimate": ".diagnose.report",
     "Finding": ".diagnose.report",
@@ -40,12 +42,14 @@ __all__ = [
     "Subject",
     "__version__",
     "audit",
+    "audit_tables",
     "compare_spinal",
     "load",
     "load_reward",
     "ranking_report",
     "read_pairs",
     "read_prompts",
+    "reward_report",
     "score_pairs",
     "spinal_trace",
     "wrap",
@@ -55,7 +59,9 @@ if TYPE_CHECKING:
     from .diagnose.audit import audit
     from .diagnose.ranking_report import ranking_report
     from .diagnose.report import Estimate, Finding, Report
+    from .diagnose.reward_report import reward_report
     from .diagnose.spinal import compare_spinal, spinal_trace
+    from .diagnose.table_audit import audit_tables
     from .probes.inputs import read_pairs, read_prompts
     from .probes.loading import load, wrap
     from .probes.pair_table import PairScores

@@ -9,11 +9,11 @@ from . import options
 
 
 def audit(
-    policy: Annotated[
-        str, typer.Option(help="Checkpoint to audit: folder, adapter folder, .gguf file or hub id.", show_default=False)
-    ],
-    pairs: Annotated[Path, typer.Option(help="Preference pairs: .jsonl, .csv or .parquet.", show_default=False)],
     out: options.Out,
+    policy: Annotated[
+        str | None, typer.Option(help="Checkpoint to audit: folder, adapter folder, .gguf file or hub id.")
+    ] = None,
+    pairs: Annotated[Path | None, typer.Option(help="Preference pairs: .jsonl, .csv or .parquet.")] = None,
     reference: Annotated[
         str | None,
         typer.Option(help="The model training started from; 'adapter-disabled' for the policy without its adapter."),
@@ -23,7 +23,21 @@ def audit(
     prompts: Annotated[
         Path | None, typer.Option(help="Prompts for SPINAL; default: those of the pairs, at most 512.")
     ] = None,
-    only: Annotated[str | None, typer.Option(help="Comma-separated sections: ranking, spinal. Default: all.")] = None,
+    shifted: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shifted",
+            metavar="NAME=FILE",
+            help="Pairs from elsewhere, to see whether either reward still holds there; repeatable.",
+        ),
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(help="A pair table (of `alignscope score`, or your own) in place of models; --shifted too."),
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Comma-separated sections: ranking, rewards, spinal. Default: all.")
+    ] = None,
     beta: Annotated[float, typer.Option(help="Beta of the policy's DPO training.")] = 0.1,
     ties: Annotated[str, typer.Option(help="Credit of a tie: half, strict (0) or ge (1).")] = "half",
     smoothing: Annotated[str, typer.Option(help="Preference from votes: jeffreys, laplace or clip.")] = "jeffreys",
@@ -33,6 +47,13 @@ def audit(
             help="P(chosen preferred) to assume where pairs have one label, e.g. 0.75; without it R* is null."
         ),
     ] = None,
+    same_training: Annotated[
+        bool,
+        typer.Option("--same-training", help="Policy and reward model share base, training pairs and template."),
+    ] = False,
+    share_prefix: options.SharePrefix = "auto",
+    ches: options.Ches = False,
+    mismatched: options.Mismatched = False,
     terminal: Annotated[
         str, typer.Option(help="Terminal blocks: last_third, last_K (as last_4), or FIRST-LAST (as 21-30).")
     ] = "last_third",
@@ -67,17 +88,43 @@ def audit(
     \b
     Two folders:    alignscope audit --policy dpo/ --reference sft/ --pairs test.jsonl --out runs/dpo
     An adapter:     alignscope audit --policy lora/ --reference base/ --pairs test.jsonl --out runs/lora
+    Under shift:    alignscope audit ... --reward rm/ --only ranking,rewards --shifted maths=maths.jsonl
+    From a table:   alignscope audit --scores pairs.parquet --out runs/table
     A gate in CI:   alignscope audit ... --only ranking --fail-if 'ranking.reward_accuracy.low<0.5'
     """
     from ..diagnose.gates import Gate
 
     gates = [Gate.parse(text) for text in fail_if or []]
+    elsewhere = named_files(shifted or [])
 
     from ..cache import cache_folder
     from ..diagnose.audit import audit as run_audit
+    from ..diagnose.preference_sections import PreferenceSettings
+    from ..diagnose.table_audit import audit_tables
+    from ..errors import InputError
     from .finish import command_line, finish
     from .progress import progress_bar
 
+    if scores is not None:
+        models = {"--policy": policy, "--reference": reference, "--reward": reward, "--pairs": pairs, "--base": base}
+        if surplus := [name for name, value in {**models, "--prompts": prompts}.items() if value is not None]:
+            raise InputError(f"--scores reads a table and opens no model: leave {', '.join(surplus)} away")
+        settings = PreferenceSettings(
+            beta=beta,
+            ties=ties,
+            smoothing=smoothing,
+            assumed_preference=assumed_preference,
+            same_training=same_training,
+            seed=seed,
+        )
+        report = audit_tables(
+            scores, shifted=elsewhere, only=only, out=out, settings=settings, command=command_line()
+        )
+        finish(report, out, gates, as_json=as_json, quiet=quiet)
+        return
+    if policy is None or pairs is None:
+        missing = " and ".join(name for name, value in (("--policy", policy), ("--pairs", pairs)) if value is None)
+        raise InputError(f"{missing} missing: name a checkpoint and its pairs, or a pair table with --scores")
     with progress_bar(quiet) as progress:
         report = run_audit(
             policy,
@@ -86,6 +133,7 @@ def audit(
             base=base,
             reward=reward,
             prompts=prompts,
+            shifted=elsewhere,
             only=only,
             out=out,
             template=template,
@@ -97,6 +145,10 @@ def audit(
             ties=ties,
             smoothing=smoothing,
             assumed_preference=assumed_preference,
+            same_training=same_training,
+            share_prefix=options.share_prefix(share_prefix),
+            states=ches,
+            mismatched=mismatched,
             terminal=terminal,
             max_tokens=max_tokens,
             max_invalid=max_invalid,
@@ -109,3 +161,18 @@ def audit(
             command=command_line(),
         )
     finish(report, out, gates, as_json=as_json, quiet=quiet)
+
+
+def named_files(given: list[str]) -> dict[str, str]:
+    """NAME=FILE options by name. Raises InputError for another form or a name given twice."""
+    from ..errors import InputError
+
+    found: dict[str, str] = {}
+    for text in given:
+        name, sign, file = text.partition("=")
+        if not sign or not name or not file:
+            raise InputError(f"--shifted {text}: expected NAME=FILE, for instance maths=maths.jsonl")
+        if name in found:
+            raise InputError(f"--shifted {text}: the name {name} stands for {found[name]} already")
+        found[name] = file
+    return found

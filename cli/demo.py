@@ -47,10 +47,14 @@ def demo(
 
     Example: alignscope demo
     """
+    import pandas as pd
+
     from ..dashboards.page import render_page
     from ..diagnose.audit import audit
     from ..diagnose.run_directory import write_atomically
-    from ..organisms import build_preference_organism, truth_table
+    from ..organisms import build_preference_organism, reward_truth_table, truth_table
+    from ..organisms.reward_truth import SHIFTED
+    from ..organisms.truth import read_models
     from .finish import command_line, finish
     from .progress import progress_bar
 
@@ -62,6 +66,8 @@ def demo(
             organism.pairs,
             reward=organism.reward,
             prompts=organism.prompts,
+            shifted={SHIFTED: organism.shifted},
+            same_training=True,
             beta=organism.beta,
             eos=organism.eos,
             out=out,
@@ -69,7 +75,9 @@ def demo(
             progress=progress,
             command=command_line(),
         )
-    truths = beside_truth(report, truth_table(organism))
+    models = read_models(organism)
+    expected = pd.concat([truth_table(organism, models=models), reward_truth_table(organism, models=models)])
+    truths = beside_truth(report, expected)
     truths.to_csv(out / "truth.csv", index=False)
     write_atomically(out / "report.html", render_page(report))
     if as_json:

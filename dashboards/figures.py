@@ -4,16 +4,35 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
+from .objective_figures import companion_figures, objective_figures
 from .profiles import contrast_profile, layer_profile
 from .ranking_figures import ranking_figures
+from .reward_figures import reward_figures
 from .spinal_figures import spinal_figures
 
 if TYPE_CHECKING:
     from ..diagnose.report import Report
 
-__all__ = ["contrast_profile", "layer_profile", "ranking_figures", "report_figures", "spinal_figures"]
+__all__ = [
+    "companion_figures",
+    "contrast_profile",
+    "layer_profile",
+    "objective_figures",
+    "ranking_figures",
+    "report_figures",
+    "reward_figures",
+    "spinal_figures",
+]
 
-_BY_SECTION = {"ranking": ranking_figures, "spinal": spinal_figures, "spinal_trace": spinal_figures}
+_BY_SECTION = {
+    "ranking": ranking_figures,
+    "length": companion_figures,
+    "displacement": companion_figures,
+    "rewards": reward_figures,
+    "objectives": objective_figures,
+    "spinal": spinal_figures,
+    "spinal_trace": spinal_figures,
+}
 
 
 def report_figures(report: "Report") -> dict[str, go.Figure]:

@@ -5,7 +5,8 @@ All text is escaped: names of models and pairs come from files.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,12 +20,23 @@ from markupsafe import Markup
 from ..diagnose.report import Estimate, Finding, Report, Section
 from .drawing import PALETTE
 from .figures import report_figures
-from .wording import REASONS, duration, interval_text, number, size, value_text
+from .wording import PLAIN_UNITS, REASONS, duration, interval_text, number, size, value_text
 
 _HERE = Path(__file__).parent
 _SEVERITIES = {"alarm": "Alarm", "notice": "Notice", "info": "Found"}
-PLAIN_UNITS = ("", "share", "share difference", "p")  # said by the label, not beside the number
 SHOWN_ROWS = 12  # of a table; the whole of it lies beside the report as Parquet
+BROWSED_ROWS = 5_000  # of a table of pairs, which the page can sort and filter
+BROWSED_COLUMNS = 14
+BROWSED_OBJECTIVES = 8  # of which the page holds loss and view
+# section -> columns of its table "pairs" that the page shows first; those that hold nothing are left out
+_PAIR_COLUMNS = {
+    "ranking": ("pair_id", "prompt_id", "difficulty_class", "ranked_right", "reference_right", "reward_right",
+                "explicit_right", "difficulty", "beta_crit", "loss", "preference", "policy_chosen", "policy_rejected",
+                "n_chosen", "n_rejected"),
+    "rewards": ("setting", "pair_id", "prompt_id", "implicit_right", "explicit_right", "implicit_margin",
+                "explicit_margin"),
+}  # fmt: skip
+_OBJECTIVES = ("dpo", "ipo", "simpo", "orpo", "cpo", "hinge", "sigmoid_norm", "kto")  # shown before others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +66,16 @@ class EstimateView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableView:
-    """The first rows of a table."""
+    """The first rows of a table; of a table of pairs also the rows that the page can sort and filter."""
 
     name: str
     about: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     n_rows: int
+    n_columns: int  # of the whole table
+    anchor: str
+    browsed: Mapping[str, Any] | None  # JSON for the browser of pairs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +110,7 @@ def render_page(report: Report) -> str:
         report=report,
         findings=findings,
         sections=sections,
+        browsed_rows=BROWSED_ROWS,
         next_steps=list(dict.fromkeys(f.next_step for f in findings if f.next_step and f.severity != "info")),
         verdict=_verdict(report),
         sureness=list(_sureness(report)),
@@ -108,6 +124,7 @@ def render_page(report: Report) -> str:
         plotly=Markup(_plotly()),
         figures=_embedded({_anchor("figure", name): json.loads(str(f.to_json())) for name, f in figures.items()}),
         palette=_embedded(PALETTE),
+        browsed=_embedded({t.anchor: t.browsed for view in sections for t in view.tables if t.browsed is not None}),
     )
 
 
@@ -132,7 +149,8 @@ def _section(report: Report, section: Section, figures: Mapping[str, go.Figure])
         ),
         estimates=tuple(_estimate(section.name, name, e) for name, e in section.estimates.items()),
         tables=tuple(
-            _table(name, about, report.to_frame(f"{section.name}.{name}")) for name, about in section.tables.items()
+            _table(section.name, name, about, report.to_frame(f"{section.name}.{name}"))
+            for name, about in section.tables.items()
         ),
         counts=tuple(
             (REASONS.get(name.removeprefix("set_aside_"), name.replace("_", " ")), number(n))
@@ -181,15 +199,60 @@ def _estimate(section: str, name: str, estimate: Estimate) -> EstimateView:
     )
 
 
-def _table(name: str, about: str, frame: pd.DataFrame) -> TableView:
-    head = frame.head(SHOWN_ROWS)
+def _table(section: str, name: str, about: str, frame: pd.DataFrame) -> TableView:
+    is_browsed = name == "pairs" and len(frame) > 0 and (section in _PAIR_COLUMNS or section == "objectives")
+    shown = frame[_browsed_columns(section, frame)] if is_browsed else frame
     return TableView(
         name=name,
         about=about,
-        columns=tuple(map(str, frame.columns)),
-        rows=tuple(tuple(_cell(value) for value in row) for row in head.itertuples(index=False, name=None)),
+        columns=tuple(map(str, shown.columns)),
+        rows=tuple(
+            tuple(_cell(value) for value in row) for row in shown.head(SHOWN_ROWS).itertuples(index=False, name=None)
+        ),
         n_rows=len(frame),
+        n_columns=len(frame.columns),
+        anchor=_anchor("table", f"{section}.{name}"),
+        browsed=_browsed(shown) if is_browsed else None,
     )
+
+
+def _browsed_columns(section: str, frame: pd.DataFrame) -> list[str]:
+    """The columns of a table of pairs that the page holds: a wide table would make it heavy and hard to read."""
+    if section == "objectives":
+        names = [str(column).removesuffix("_view") for column in frame if str(column).endswith("_view")]
+        first = [name for name in (*_OBJECTIVES, *names) if name in names]
+        kept = list(dict.fromkeys(first))[:BROWSED_OBJECTIVES]
+        wanted: Sequence[str] = ["pair_id", *(f"{name}_{part}" for name in kept for part in ("loss", "view"))]
+        return [column for column in wanted if column in frame]
+    found = dict.fromkeys([*_PAIR_COLUMNS[section], *frame.columns])
+    return [name for name in found if name in frame and frame[name].notna().any()][:BROWSED_COLUMNS]
+
+
+def _browsed(frame: pd.DataFrame) -> dict[str, Any]:
+    """Column by column: name, whether its values are numbers, and the values; null where there is none."""
+    head = frame.head(BROWSED_ROWS)
+    columns = []
+    for name in head:
+        numeric = pd.api.types.is_numeric_dtype(head[name]) and not pd.api.types.is_bool_dtype(head[name])
+        values = [_number(value) if numeric else _word(value) for value in head[name]]
+        columns.append({"name": str(name), "numeric": bool(numeric), "values": values})
+    return {"columns": columns, "n_rows": len(frame)}
+
+
+def _number(value: Any) -> float | int | str | None:
+    """Six digits, which is more than is shown; JSON has no infinity, so that goes as the word JavaScript reads."""
+    if pd.isna(value):
+        return None
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    short = float(f"{value:.6g}")
+    return int(short) if short.is_integer() and abs(short) < 1e15 else short
+
+
+def _word(value: Any) -> str | None:
+    """Text, or 'yes' and 'no'."""
+    text = _cell(value)
+    return None if text == "–" else text
 
 
 def _cell(value: Any) -> str:
@@ -264,7 +327,8 @@ def _anchor(kind: str, name: str) -> str:
 
 def _embedded(value: Any) -> Markup:
     """JSON that can stand inside a script element: no tag can begin in it."""
-    return Markup(json.dumps(value).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
 def _file(name: str) -> str:

@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from ..diagnose.report import Estimate
 
 MINUS = "\N{MINUS SIGN}"
+PLAIN_UNITS = ("", "share", "share difference", "p")  # said by the label, not beside the number
 
 VERDICTS = {1.0: "right", 0.5: "tie", 0.0: "wrong"}
 REASONS = {  # why rows were set aside, and what is said of rows that were kept
     "not_a_row": "the line or entry is no row of columns",
+    "not_a_list": "the responses, ranks or scores of a ranking are no list",
+    "too_few_responses": "a ranking of fewer than two responses",
+    "ranks_invalid": "the ranks or scores do not order the responses",
+    "duplicate_id": "the id is that of a ranking before",
     "missing_field": "a column that the row needs is missing or empty",
     "not_string": "a prompt or completion is not text",
     "mixed_forms": "strings and messages are mixed in one row",
@@ -29,6 +34,7 @@ REASONS = {  # why rows were set aside, and what is said of rows that were kept
     "label_invalid": "the label is neither a nor b",
     "votes_invalid": "the votes or the preference are no share of anything",
     "duplicate_pair": "the same pair stood there before",
+    "not_in_reference": "the table of the reference's scores holds no such pair",
     "boundary_shift": "kept: the prompt's last token merges with the completion; both sides start earlier",
     "special_in_text": "kept: raw text holds special tokens",
     "human_tie": "kept out of the accuracies: people were undecided",
@@ -84,22 +90,32 @@ def stated(estimate: Estimate | None) -> str | None:
     text = number(estimate.value, places)
     if estimate.low is not None and estimate.high is not None:
         text += f" [{number(estimate.low, places)}, {number(estimate.high, places)}]"
-    return text if estimate.unit in ("", "share", "p") else f"{text} {estimate.unit}"
+    return text if estimate.unit in PLAIN_UNITS else f"{text} {estimate.unit}"
 
 
-def moved(estimate: Estimate | None, up: str, down: str) -> str | None:
-    """'<up> by 0.12 [0.08, 0.16] nats' where the interval leaves 0 out, 'no clear change (...)' where it does not."""
+def moved(
+    estimate: Estimate | None, up: str, down: str, *, unclear: str = "no clear change", bare: str = "changed by"
+) -> str | None:
+    """'<up> by 0.12 [0.08, 0.16] nats' where the interval leaves 0 out, '<unclear> (...)' where it does not.
+
+    Without an interval: '<bare> 0.12 nats (no interval)'.
+    """
     if estimate is None or estimate.value is None:
         return None
     if estimate.low is None or estimate.high is None:
-        return f"changed by {stated(estimate)} (no interval)"
+        return f"{bare} {stated(estimate)} (no interval)"
     if estimate.low <= 0 <= estimate.high:
-        return f"no clear change ({stated(estimate)})"
+        return f"{unclear} ({stated(estimate)})"
     places = decimals(estimate)
     ends = sorted((abs(estimate.low), abs(estimate.high)))
     size = f"{number(abs(estimate.value), places)} [{number(ends[0], places)}, {number(ends[1], places)}]"
-    unit = "" if estimate.unit in ("", "share", "p") else f" {estimate.unit}"
+    unit = "" if estimate.unit in PLAIN_UNITS else f" {estimate.unit}"
     return f"{up if estimate.value > 0 else down} by {size}{unit}"
+
+
+def p_text(p: float) -> str:
+    """'p = 0.012', 'p < 0.001': two significant digits."""
+    return "p < 0.001" if p < 0.001 else f"p = {number(float(f'{p:.2g}'))}"
 
 
 def missing(estimates: Mapping[str, Estimate], names: list[str]) -> str:

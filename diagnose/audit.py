@@ -1,24 +1,24 @@
 """The audit: two checkpoints and a file of pairs in, one report out; a killed run continues where it stopped."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..probes.encoding import TextPolicy
 from ..probes.inputs import PairFile, PromptFile, check_invalid, distinct_prompts, read_pairs, read_prompts
-from ..probes.loading import adapter_base
-from ..probes.policy import ADAPTER_DISABLED, is_adapter, load_policy_and_reference
+from ..probes.policy import is_adapter, load_judge, load_policy_and_reference
 from ..probes.rendering import template_file_hash
-from ..probes.reward import load_reward
 from ..probes.scoring import score_pairs
 from ..probes.vocabulary import same_ids
 from .manifest import count_reasons, data_facts, first_rows, model_facts, model_identity, package_versions
 from .model_findings import model_findings
 from .naming import short_name
-from .ranking_report import ranking_report, require_ranking_settings
+from .preference_sections import ID, PreferenceSettings, ranking_sections, reward_sections
+from .ranking_report import require_ranking_settings
 from .report import Manifest, Report, SectionResult
+from .reward_report import require_setting_name
 from .run_directory import RunDirectory, Stopwatch
 from .spinal import compare_spinal, spinal_trace
 from .spinal_contrast import terminal_window
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..probes.pair_table import PairScores
     from ..probes.subject import RewardSubject, Subject
 
-SECTIONS = ("ranking", "spinal")
+SECTIONS = ("ranking", "rewards", "spinal")
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
@@ -41,6 +41,7 @@ def audit(
     base: str | os.PathLike[str] | None = None,
     reward: "str | os.PathLike[str] | RewardSubject | RewardFunction | None" = None,
     prompts: "str | os.PathLike[str] | Iterable[Any] | PromptFile | None" = None,
+    shifted: "Mapping[str, str | os.PathLike[str] | Iterable[Any] | PairFile] | None" = None,
     only: Sequence[str] | str | None = None,
     out: str | os.PathLike[str] | None = None,
     template: str = "auto",
@@ -52,6 +53,10 @@ def audit(
     ties: str = "half",
     smoothing: str = "jeffreys",
     assumed_preference: float | None = None,
+    same_training: bool = False,
+    share_prefix: str | bool = "auto",
+    states: bool = False,
+    mismatched: bool = False,
     terminal: str = "last_third",
     max_tokens: int = 128,
     max_invalid: float = 0.05,
@@ -68,14 +73,19 @@ def audit(
     policy, reference: folder, adapter folder, .gguf file, hub id or Subject. An adapter policy whose base is the
         reference shares its weights with it. reference=None leaves the ranking numbers that need none.
     pairs, prompts: file or rows (probes/inputs.py); without prompts, the distinct prompts of the pairs (at most 512).
-    only: sections to compute, of ("ranking", "spinal"); None computes all that the inputs allow.
+    shifted: name -> pairs from elsewhere, for the section rewards: does either reward still hold there? Names are
+        letters, digits and _.
+    only: sections to compute, of ("ranking", "rewards", "spinal"); None computes all that the inputs allow. "ranking"
+        brings length and displacement with it, "rewards" the objectives.
     out: run directory. Finished shards are kept there; the same call continues a killed run, others are refused.
     beta: the DPO beta of the policy's training, for the idealised accuracy and the implicit reward.
+    same_training: policy and reward model share base, training pairs and template; else the report says "confounded".
+    share_prefix, states, mismatched: see score_pairs; states gives CHES, mismatched KTO's reference point.
     progress: called as progress(stage, done, total).
     Raises InputError for a model, file or setting that cannot be used; bad rows are set aside and counted, up to the
     share `max_invalid`.
     """
-    sections = _sections(only, reference)
+    sections = _sections(only, reference, reward, shifted)
     text = TextPolicy(template, eos, boundary, max_length, over_length)
     _require_settings(text, (beta, ties, smoothing, assumed_preference), terminal)
     require_at_least(max_tokens=(max_tokens, 1), batch_tokens=(batch_tokens, 1))
@@ -86,6 +96,9 @@ def audit(
         )
     pair_file = pairs if isinstance(pairs, PairFile) else read_pairs(pairs)
     check_invalid(pair_file, max_invalid)
+    shifted_files = {name: read_pairs(source) for name, source in (shifted or {}).items()}
+    for file in shifted_files.values():
+        check_invalid(file, max_invalid)
     prompt_file = _prompts(prompts, pair_file, seed, max_invalid) if "spinal" in sections else None
     adapters = [is_adapter(model) for model in (policy, reference, reward)]
     if base is not None and not any(adapters):
@@ -95,11 +108,12 @@ def audit(
     )
     if prompt_file is not None and other is not None and terminal != "last_third":  # which may have no window: a null
         terminal_window(terminal, other.n_layers)
-    judge = _reward(reward, base, reference, dtype, device)
+    judge = load_judge(reward, base=base, reference=reference, dtype=dtype, device=device)
 
     models: dict[str, Any] = {"policy": subject, "reference": other, "reward": judge}
     models = {role: model for role, model in models.items() if hasattr(model, "fingerprints")}
     data = {"pairs": data_facts(pair_file), **({"prompts": data_facts(prompt_file)} if prompt_file else {})}
+    data |= {f"shifted {name}": data_facts(file) for name, file in shifted_files.items()}
     settings: dict[str, Any] = {
         "sections": list(sections),
         "template": template,
@@ -112,6 +126,10 @@ def audit(
         "ties": ties,
         "smoothing": smoothing,
         "assumed_preference": assumed_preference,
+        "same_training": same_training,
+        "share_prefix": share_prefix,
+        "states": states,
+        "mismatched": mismatched,
         "terminal": terminal,
         "max_tokens": max_tokens,
         "max_invalid": max_invalid,
@@ -137,30 +155,51 @@ def audit(
     watch = run.watch if run else Stopwatch()
     progress = watch.ticking(progress)
 
+    def scored(name: str, file: PairFile) -> "PairScores":
+        shards = "scores" if name == "pairs" else f"scores_{name.removeprefix('shifted ')}"
+        scores = score_pairs(
+            subject,
+            other,
+            file,
+            reward=judge,
+            template=template,
+            eos=eos,
+            boundary=boundary,
+            over_length=over_length,
+            max_length=max_length,
+            batch_tokens=batch_tokens,
+            share_prefix=share_prefix,
+            states=states and name == "pairs",
+            mismatched=mismatched and name == "pairs",
+            cache=cache,
+            max_invalid=max_invalid,
+            shards=run.stage(shards) if run else None,
+            progress=progress,
+        )
+        data[name] |= _scored(scores)
+        return scores
+
+    preferences = PreferenceSettings(
+        beta=beta,
+        ties=ties,
+        smoothing=smoothing,
+        assumed_preference=assumed_preference,
+        same_training=same_training,
+        seed=seed,
+    )
     results: list[SectionResult] = []
+    scores = None
     if "ranking" in sections:
         with watch.timed("ranking"):
-            scores = score_pairs(
-                subject,
-                other,
-                pair_file,
-                reward=judge,
-                template=template,
-                eos=eos,
-                boundary=boundary,
-                over_length=over_length,
-                max_length=max_length,
-                batch_tokens=batch_tokens,
-                cache=cache,
-                max_invalid=max_invalid,
-                shards=run.stage("scores") if run else None,
-                progress=progress,
-            )
-            data["pairs"] |= _scored(scores)
-            ranking = ranking_report(
-                scores, beta=beta, ties=ties, smoothing=smoothing, assumed_preference=assumed_preference, seed=seed
-            ).section()
-        results.append(ranking.costed(watch.cost("ranking")))
+            scores = scored("pairs", pair_file)
+            found = ranking_sections(scores, preferences)
+        results += [found[0].costed(watch.cost("ranking")), *found[1:]]
+    if "rewards" in sections:
+        with watch.timed("rewards"):
+            scores = scored("pairs", pair_file) if scores is None else scores
+            elsewhere = {name: scored(f"shifted {name}", file) for name, file in shifted_files.items()}
+            found = reward_sections(scores, elsewhere, preferences)
+        results += [found[0].costed(watch.cost("rewards")), *found[1:]]
     if prompt_file is not None and other is not None:
         same_text = other.fingerprints.tokenizer is None or same_ids(subject, other)
         with watch.timed("spinal"):
@@ -224,18 +263,30 @@ def _require_settings(text: TextPolicy, ranking: tuple[float, str, str, float | 
     terminal_window(terminal, 10**6)
 
 
-def _sections(only: Sequence[str] | str | None, reference: object) -> tuple[str, ...]:
+def _sections(only: Sequence[str] | str | None, reference: object, reward: object, shifted: object) -> tuple[str, ...]:
+    """The sections to compute: those named, else all that the inputs allow."""
     if isinstance(only, str):
         only = [name.strip() for name in only.split(",")]
     unknown = sorted({*(only or ())} - {*SECTIONS})
     if unknown or (only is not None and not list(only)):
         raise InputError(f"--only {','.join(unknown)}: no such section; choose from {', '.join(SECTIONS)}")
+    for name in shifted if isinstance(shifted, Mapping) else ():
+        require_setting_name(str(name))
+        if name == ID:
+            raise InputError(f"--shifted {ID}=...: this is the name of the main pairs; choose another one")
     wanted = tuple(name for name in SECTIONS if only is None or name in only)
-    if reference is not None:
-        return wanted
-    if only is not None and "spinal" in only:
-        raise InputError("--only spinal compares two models: give --reference, or use `alignscope trace` for one model")
-    return tuple(name for name in wanted if name != "spinal")
+    if reference is None:
+        if only is not None and "spinal" in only:
+            raise InputError(
+                "--only spinal compares two models: give --reference, or use `alignscope trace` for one model"
+            )
+        wanted = tuple(name for name in wanted if name != "spinal")
+        if reward is None and only is not None and "rewards" in only:
+            raise InputError("--only rewards: give --reference (implicit reward), --reward (explicit reward), or both")
+        wanted = tuple(name for name in wanted if name != "rewards" or reward is not None)
+    if shifted and "rewards" not in wanted:
+        raise InputError("--shifted: shifted sets are read by the section rewards, which is not computed here")
+    return wanted
 
 
 def _prompts(prompts: Any, pairs: PairFile, seed: int, max_invalid: float) -> PromptFile:
@@ -244,17 +295,6 @@ def _prompts(prompts: Any, pairs: PairFile, seed: int, max_invalid: float) -> Pr
     file = prompts if isinstance(prompts, PromptFile) else read_prompts(prompts)
     check_invalid(file, max_invalid)
     return file
-
-
-def _reward(reward: Any, base: Any, reference: Any, dtype: str, device: str) -> Any:
-    """A reward adapter's base: `base`, else the path in its config if that exists, else the reference."""
-    if not isinstance(reward, str | os.PathLike):
-        return reward
-    found = None
-    if is_adapter(reward):
-        named = reference if isinstance(reference, str | os.PathLike) and reference != ADAPTER_DISABLED else None
-        found = base or adapter_base(reward) or (None if is_adapter(named) else named)
-    return load_reward(reward, base=found, dtype=dtype, device=device)
 
 
 def _scored(scores: "PairScores") -> dict[str, Any]:

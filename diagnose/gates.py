@@ -14,7 +14,7 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-_FORM = re.compile(r"^\s*([a-z_]+)\.([a-zA-Z0-9_]+)(?:\.(low|high))?\s*(<=|>=|<|>)\s*([-+0-9.eE]+)\s*$")
+_FORM = re.compile(r"^\s*([a-z_]+)\.([a-zA-Z0-9_/]+)(?:\.(low|high))?\s*(<=|>=|<|>)\s*([-+0-9.eE]+)\s*$")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,48 @@
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float64
 
+from .ranking import AGREE, flip_threshold, ipo_threshold, theorem_mismatches
 from .ranking_table import RankedPairs
 from .report import finite
 from .statistics import cluster_bootstrap, estimate_from
 
 QUARTERS = (0.25, 0.5, 0.75)
+GAMMAS = (0.0, 0.5, 1.0, 2.0)  # weights of the reference in the loss; 1 is DPO
+
+
+def variant_table(pairs: RankedPairs, *, beta: float) -> pd.DataFrame:
+    """Other objectives of the kind of Theorem 4.1: does the pair's loss being at its threshold say who is ranked first?
+
+    objective, n, mean_loss, share_within (loss at or below the threshold), share_ranked_right, mismatches, unreachable.
+    dpo_gamma_G: loss softplus(-beta (h + G c)), threshold softplus(-beta G c): loss within it exactly where the pair is
+    ranked right, so mismatches is 0. ipo: loss (h + c - 1/(2 tau))^2, tau = beta; within (1/(2 tau) - c)^2 suffices, so
+    mismatches counts pairs within it that are ranked wrong; unreachable: zero loss itself ranks the pair wrong.
+    """
+    some = pairs.judged & np.isfinite(pairs.reference_margin)
+    h, reference = pairs.margin[some], pairs.reference_margin[some]
+    right = h >= 0
+    rows = []
+    for gamma in GAMMAS if some.any() else ():
+        inside = -beta * (h - gamma * reference)  # loss = softplus(inside)
+        loss = np.logaddexp(0.0, inside)
+        threshold = np.asarray(flip_threshold(reference, beta, gamma=gamma))
+        wrong = theorem_mismatches(h, loss, threshold)
+        within = inside <= beta * gamma * reference + AGREE  # softplus rises, but far below 0 it underflows
+        name = f"dpo_gamma_{gamma:g}" if gamma != 1 else "dpo"
+        rows.append((name, len(h), loss.mean(), within.mean(), right.mean(), int(wrong.sum()), 0))
+    if some.any():
+        loss, threshold = (h - reference - 1 / (2 * beta)) ** 2, np.asarray(ipo_threshold(reference, beta))
+        within = loss <= threshold  # never where the threshold is NaN
+        unreachable = int(np.isnan(threshold).sum())
+        wrong_within = int((within & (h < -AGREE)).sum())
+        rows.append(("ipo", len(h), loss.mean(), within.mean(), right.mean(), wrong_within, unreachable))
+    names = ["objective", "n", "mean_loss", "share_within", "share_ranked_right", "mismatches", "unreachable"]
+    return pd.DataFrame(rows, columns=names).astype(
+        {"objective": str, "n": int, "mismatches": int, "unreachable": int}
+        | dict.fromkeys(["mean_loss", "share_within", "share_ranked_right"], float)
+    )
 
 
 def flip_table(pairs: RankedPairs) -> pd.DataFrame:
@@ -38,6 +74,22 @@ def displacement_table(pairs: RankedPairs) -> pd.DataFrame:
     names = ["chosen_fell", "rejected_fell", "n", "share", "mean_chosen", "mean_rejected"]
     types = dict(zip(names, (bool, bool, int, float, float, float), strict=True))
     return pd.DataFrame(rows, columns=names).astype(types)
+
+
+def quadrant_columns(ratios: Float64[np.ndarray, "N 2"]) -> dict[str, Float64[np.ndarray, "N"]]:
+    """Quadrant -> 1 where the log-ratios of chosen and rejected lie in it, NaN without a reference; 0 is a rise."""
+    known = np.isfinite(ratios).all(1)
+    fell = ratios < 0
+    names = {
+        "both_rose": (False, False),
+        "chosen_rose_rejected_fell": (False, True),
+        "chosen_fell_rejected_rose": (True, False),
+        "both_fell": (True, True),
+    }
+    return {
+        name: np.where(known, ((fell[:, 0] == chosen) & (fell[:, 1] == rejected)).astype(float), np.nan)
+        for name, (chosen, rejected) in names.items()
+    }
 
 
 def length_table(pairs: RankedPairs, *, bootstrap: int, seed: int) -> pd.DataFrame:

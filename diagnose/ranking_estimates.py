@@ -15,9 +15,8 @@ from .statistics import (
     cluster_bootstrap,
     cluster_codes,
     estimate_from,
-    mcnemar,
+    paired_p,
     resampled_counts,
-    sign_flip_max_t,
     single_column,
 )
 
@@ -57,6 +56,8 @@ LABELS: dict[str, tuple[str, str, float | None]] = {
     "share_needs_low_loss": (f"pairs that are ranked right only at a DPO loss below {LOW_LOSS}", "share", None),
     "learned_of_wrong": ("of the pairs that the reference ranks wrong, the policy ranks right", "share", None),
     "lost_of_right": ("of the pairs that the reference ranks right, the policy ranks wrong", "share", None),
+    "learned_of_all": ("of all pairs, the reference ranks wrong and the policy right", "share", None),
+    "lost_of_all": ("of all pairs, the reference ranks right and the policy wrong", "share", None),
     "mean_margin": ("mean margin of implicit rewards, beta (dw - dl)", "nats", 0.0),
     "dpo_loss": ("mean DPO loss; ln 2 where policy and reference agree", "nats", LN2),
 }
@@ -125,6 +126,8 @@ def _columns(pairs: RankedPairs, *, beta: float, ties: str) -> dict[str, Float64
         "share_needs_low_loss": _where(known, pairs.table["threshold"].to_numpy() < LOW_LOSS),
         "learned_of_wrong": _where(was_right < 1, right == 1),
         "lost_of_right": _where(was_right == 1, right < 1),
+        "learned_of_all": _where(known, (was_right < 1) & (right == 1)),
+        "lost_of_all": _where(known, (was_right == 1) & (right < 1)),
         "mean_margin": beta * pairs.reward_margin,
         "dpo_loss": pairs.table["loss"].to_numpy(),
     }
@@ -173,13 +176,29 @@ def _residualised(pairs: RankedPairs, *, ties: str, bootstrap: int, seed: int) -
         ("residualised_accuracy", pairs.margin, "ranking accuracy without what length predicts of the margin"),
         ("reward_residualised_accuracy", pairs.reward_margin, "reward accuracy without what length predicts"),
     ):
-        some = pairs.judged & np.isfinite(difference) & np.isfinite(pairs.length_difference)
-        d, dn = difference[some], pairs.length_difference[some]
-        codes, n_clusters = cluster_codes(pairs.clusters[some])
-        drawn = residualised_draws(d, dn, codes, n_clusters, ties=ties, draws=bootstrap, seed=seed)
-        boot = single_column(residualised_accuracy(d, dn, ties), drawn, n=len(d), n_clusters=n_clusters)
-        found[name] = estimate_from(boot, 0, label=label, null_value=CHANCE, reason=_reason(name, pairs))
+        found[name] = residualised_estimate(
+            pairs, difference, label=label, ties=ties, reason=_reason(name, pairs), bootstrap=bootstrap, seed=seed
+        )
     return found
+
+
+def residualised_estimate(
+    pairs: RankedPairs,
+    difference: Float64[np.ndarray, "N"],
+    *,
+    label: str,
+    ties: str,
+    reason: str,
+    bootstrap: int,
+    seed: int,
+) -> Estimate:
+    """Accuracy of the judged pairs after what length predicts of `difference` is taken away."""
+    some = pairs.judged & np.isfinite(difference) & np.isfinite(pairs.length_difference)
+    d, dn = difference[some], pairs.length_difference[some]
+    codes, n_clusters = cluster_codes(pairs.clusters[some])
+    drawn = residualised_draws(d, dn, codes, n_clusters, ties=ties, draws=bootstrap, seed=seed)
+    boot = single_column(residualised_accuracy(d, dn, ties), drawn, n=len(d), n_clusters=n_clusters)
+    return estimate_from(boot, 0, label=label, null_value=CHANCE, reason=reason)
 
 
 def residualised_draws(
@@ -209,23 +228,16 @@ def residualised_draws(
 def _gain_p(gain: Float64[np.ndarray, "N"], pairs: RankedPairs, seed: int) -> Estimate:
     """Do policy and reference rank equally well? Exact McNemar where every pair is its own prompt, else sign flips."""
     some = np.isfinite(gain)
-    gain, (codes, n_clusters) = gain[some], cluster_codes(pairs.clusters[some])
-    p, reason = None, None
-    method = "sign flip of the sums of whole prompts, two-sided"
-    if not len(gain):
+    n_clusters = cluster_codes(pairs.clusters[some])[1]
+    p, method = paired_p(gain[some], pairs.clusters[some], flips=FLIPS, seed=seed) if some.any() else (None, "none")
+    reason = None if p is not None else "one prompt"
+    if not some.any():
         reason = "every pair is a human tie" if not pairs.judged.any() else NO_REFERENCE
-    elif n_clusters == len(gain) and (np.abs(gain) != 0.5).all():
-        p, method = mcnemar(int((gain > 0).sum()), int((gain < 0).sum())), "exact McNemar, two-sided"
-    elif n_clusters < 2:
-        reason = "one prompt"
-    else:
-        sums = np.bincount(codes, weights=gain, minlength=n_clusters)
-        p = float(sign_flip_max_t(sums[:, None], flips=FLIPS, seed=seed)[1][0])
     return Estimate(
         label="p that policy and reference rank equally many pairs right",
         value=p,
         level=None,
-        n=len(gain),
+        n=int(some.sum()),
         n_clusters=n_clusters,
         unit="p",
         method=method,

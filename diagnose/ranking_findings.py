@@ -1,13 +1,15 @@
 """What the ranking numbers say, in plain sentences: every finding is a rule on an interval, never on a bare value."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
+from .phrases import in_points, in_share, percent
 from .ranking import AGREE
 from .ranking_estimates import CHANCE, LN2, LOW_LOSS
 from .report import Estimate, Finding
 
 Estimates = Mapping[str, Estimate]
+NOISE_SHARE = 0.01  # pairs inside the noise floor from which on it is an alarm
 RESOLUTION = 1e-3  # nats a completion: sums by two sound float32 scorers agree to about that
 
 
@@ -16,24 +18,27 @@ def headline(estimates: Estimates, *, beta: float) -> str:
     accuracy, reference = estimates["accuracy"], estimates["reference_accuracy"]
     if accuracy.value is None:
         return f"No ranking accuracy: {accuracy.reason}."
-    parts = [f"The policy ranks {_share(accuracy)} of the pairs right"]
+    parts = [f"The policy ranks {in_share(accuracy)} of the pairs right"]
     if reference.value is not None:
-        parts[0] += f", its reference {_percent(reference.value)}"
+        parts[0] += f", its reference {percent(reference.value)}"
     if (ideal := estimates["idealized_accuracy"].value) is not None:
         assumed = " (under the assumed strength of preference)" if _assumed(estimates) else ""
-        parts.append(f"a perfectly trained one would reach {_percent(ideal)} at beta {beta:g}{assumed}")
+        parts.append(f"a perfectly trained one would reach {percent(ideal)} at beta {beta:g}{assumed}")
     if low_loss := estimates["share_needs_low_loss"].value:
-        parts.append(f"{_percent(low_loss)} of the pairs are ranked right only if their loss falls below {LOW_LOSS:g}")
+        parts.append(f"{percent(low_loss)} of the pairs are ranked right only if their loss falls below {LOW_LOSS:g}")
     if (length := _better_length(estimates)) is not None:
         name, value = length
-        parts.append(f"{name.removesuffix('_wins')}-wins alone gets {_percent(value)}")
+        parts.append(f"{name.removesuffix('_wins')}-wins alone gets {percent(value)}")
     return "; ".join(parts) + "."
 
 
-def ranking_findings(estimates: Estimates, *, beta: float, mismatches: int) -> tuple[Finding, ...]:
+def ranking_findings(
+    estimates: Estimates, *, beta: float, mismatches: int, noise_floor: Mapping[str, Any] | None = None
+) -> tuple[Finding, ...]:
     """The findings of the section; those without an interval to rest on are left out."""
     found = [
         _theorem(mismatches),
+        _noise(noise_floor),
         _headline(estimates, beta),
         _few_prompts(estimates),
         _length(estimates),
@@ -56,6 +61,20 @@ def _theorem(mismatches: int) -> Finding | None:
         "is impossible (Theorem 4.1 of arXiv 2405.19534): the scores are damaged.",
         ["accuracy", "dpo_loss"],
         "Score the pairs again. If the contradiction stays, please report it: it is a fault of the scorer.",
+    )
+
+
+def _noise(floor: Mapping[str, Any] | None) -> Finding | None:
+    """Alarm where rounding below float32 could turn the order of more than 1 % of the pairs."""
+    share = None if floor is None else floor.get("share_inside")
+    if floor is None or share is None or share <= NOISE_SHARE:
+        return None
+    return _finding(
+        "alarm",
+        f"The margins of {percent(share)} of the pairs lie within {floor['p95']:.2g} nats: what computing below "
+        f"float32 moved a margin by (95th percentile of {floor['n']} pairs scored again in float32).",
+        ["accuracy"],
+        "Score in float32 (--dtype float32).",
     )
 
 
@@ -89,8 +108,8 @@ def _length(estimates: Estimates) -> Finding | None:
     relation = "is better than" if over.high < 0 else "does as well as"
     return _finding(
         "alarm",
-        f"Simply {rule} ({_percent(value)} right) {relation} the policy's ranking, as far as these pairs can tell: "
-        f"the policy is ahead by {_points(over)}.",
+        f"Simply {rule} ({percent(value)} right) {relation} the policy's ranking, as far as these pairs can tell: "
+        f"the policy is ahead by {in_points(over)}.",
         ["accuracy_over_length", "accuracy", name],
         "Do not read the ranking accuracy as preference learning; look at accuracy_normalised, at the residualised "
         "accuracies, and score more pairs.",
@@ -103,7 +122,7 @@ def _residualised(estimates: Estimates) -> Finding | None:
         return None
     return _finding(
         "notice",
-        f"Without what answer length predicts, the policy ranks {_share(rest)} right: chance is not excluded.",
+        f"Without what answer length predicts, the policy ranks {in_share(rest)} right: chance is not excluded.",
         ["residualised_accuracy"],
         "Compare with reward_residualised_accuracy, which asks the same of what training changed.",
     )
@@ -116,13 +135,13 @@ def _gain(estimates: Estimates) -> Finding | None:
     if gain.low > 0:
         return _finding(
             "info",
-            f"Training improved the ranking itself, by {_points(gain)} over the reference.",
+            f"Training improved the ranking itself, by {in_points(gain)} over the reference.",
             ["accuracy_gain", "learned_of_wrong", "lost_of_right"],
         )
     if gain.high < 0:
         return _finding(
             "notice",
-            f"The policy ranks fewer pairs right than its reference did, by {_points(gain)}.",
+            f"The policy ranks fewer pairs right than its reference did, by {in_points(gain)}.",
             ["accuracy_gain", "learned_of_wrong", "lost_of_right"],
             "Look at the pairs that were right before (table pairs: reference_right 1, ranked_right 0).",
         )
@@ -136,8 +155,8 @@ def _reward_alone(estimates: Estimates) -> Finding | None:
         return None
     return _finding(
         "info",
-        f"Training moved the right way in {_share(reward)} of the pairs (reward accuracy, as training logs show it), "
-        f"but the ranking is not measurably better than the reference's: {_points(gain)}. Both hold: the loss asks "
+        f"Training moved the right way in {in_share(reward)} of the pairs (reward accuracy, as training logs show it), "
+        f"but the ranking is not measurably better than the reference's: {in_points(gain)}. Both hold: the loss asks "
         "for a change of the log-ratio, and where the reference is wrong by many nats the order stays as it was.",
         ["reward_accuracy", "accuracy_gain"],
         "To judge which answer the model prefers read the ranking accuracy; to judge it as a reward model, the other.",
@@ -149,10 +168,10 @@ def _room(estimates: Estimates, beta: float) -> Finding | None:
     if gap.low is None or gap.low <= 0:
         return None
     assumed = ", under the assumed strength of preference" if _assumed(estimates) else ""
-    more = f" {_percent(hard.value)} of the pairs stay wrong even then." if hard.value is not None else ""
+    more = f" {percent(hard.value)} of the pairs stay wrong even then." if hard.value is not None else ""
     return _finding(
         "info",
-        f"The policy is {_points(gap)} below what perfect training could reach from this reference at "
+        f"The policy is {in_points(gap)} below what perfect training could reach from this reference at "
         f"beta {beta:g}{assumed}.{more}",
         ["gap", "idealized_accuracy", "share_hard"],
         "A smaller beta or a reference trained on the chosen answers first raises the limit; the pairs to look at "
@@ -212,20 +231,3 @@ def _better_length(estimates: Estimates) -> tuple[str, float] | None:
 
 def _assumed(estimates: Estimates) -> bool:
     return "assuming" in estimates["idealized_accuracy"].label
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _share(estimate: Estimate) -> str:
-    if estimate.value is None or estimate.low is None or estimate.high is None:
-        return "n/a" if estimate.value is None else _percent(estimate.value)
-    return f"{_percent(estimate.value)} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
-
-
-def _points(estimate: Estimate) -> str:
-    """A difference of shares in percentage points, with its interval."""
-    if estimate.value is None or estimate.low is None or estimate.high is None:
-        return "n/a"
-    return f"{100 * estimate.value:+.1f} points ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"

@@ -13,12 +13,15 @@ import pandas as pd
 
 from ..errors import InputError
 from ..probes.pair_table import PairScores
+from .objectives import trl_metrics
 from .ranking import PAPER_BETAS, SMOOTHINGS, TIES, theorem_mismatches
-from .ranking_breakdowns import displacement_table, flip_table, length_table
+from .ranking_breakdowns import displacement_table, flip_table, length_table, variant_table
 from .ranking_estimates import ranking_estimates
 from .ranking_findings import headline, ranking_findings
+from .ranking_orders import order_estimates
 from .ranking_table import ONE_LABEL, RankedPairs, rank_pairs
 from .report import Estimate, Finding, Section, SectionResult
+from .response_orders import orders_table
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -32,7 +35,10 @@ TABLES = {
     "length": "a quarter of the pairs by difference of length (tokens), with the accuracies inside it",
     "set_aside": "a row of the file that could not be used: where, why, and what exactly",
     "displacement": "a sign quadrant of the log-ratios of chosen and rejected, and its share of all pairs",
+    "variants": "a loss of the kind of Theorem 4.1: share of pairs within their threshold, pairs that contradict it",
+    "orders": "a row with more than two responses: is its whole order right, its pairs, Kendall's tau-b",
 }
+ELSEWHERE = ("length", "displacement")  # tables that stand in sections of their own
 QUESTION = "Does the policy rank the chosen answers above the rejected ones, and how far could training have got?"
 
 
@@ -47,6 +53,11 @@ class RankingReport:
     settings: Mapping[str, Any]
     counts: Mapping[str, int]
     warnings: tuple[str, ...]
+    trl: Mapping[str, float]
+
+    def trl_metrics(self, prefix: str = "eval_") -> dict[str, float]:
+        """The numbers that TRL's DPO trainer logs, by its names: strict ties, means over pairs (`objectives`)."""
+        return {f"{prefix}{name}": value for name, value in self.trl.items()}
 
     @property
     def pairs(self) -> pd.DataFrame:
@@ -79,12 +90,13 @@ class RankingReport:
             question=QUESTION,
             summary=self.text,
             estimates=dict(self.estimates),
-            tables=dict(TABLES),
+            tables={name: about for name, about in TABLES.items() if name not in ELSEWHERE},
             settings=dict(self.settings),
             counts=dict(self.counts),
             warnings=list(self.warnings),
         )
-        return SectionResult(section=section, tables=dict(self.tables), findings=self.findings)
+        tables = {name: table for name, table in self.tables.items() if name not in ELSEWHERE}
+        return SectionResult(section=section, tables=tables, findings=self.findings)
 
 
 def ranking_report(
@@ -113,12 +125,16 @@ def ranking_report(
     pairs = rank_pairs(scores, beta=beta, ties=ties, smoothing=smoothing, assumed_preference=assumed_preference)
     wrong = theorem_mismatches(pairs.margin, pairs.table["loss"], pairs.table["threshold"])
     estimates, idealized = ranking_estimates(pairs, beta=beta, betas=grid, ties=ties, bootstrap=bootstrap, seed=seed)
+    orders = orders_table(scores.frame)
+    estimates |= order_estimates(orders, bootstrap=bootstrap, seed=seed)
     tables = {
         "pairs": pairs.table,
         "idealized": idealized,
         "flips": flip_table(pairs),
         "length": length_table(pairs, bootstrap=bootstrap, seed=seed),
         "displacement": displacement_table(pairs),
+        "variants": variant_table(pairs, beta=beta),
+        "orders": orders,
         "set_aside": pd.DataFrame(
             [(row.row, row.name, row.reason, row.detail) for row in scores.invalid],
             columns=["row", "id", "reason", "detail"],
@@ -136,11 +152,14 @@ def ranking_report(
     return RankingReport(
         estimates=estimates,
         tables=tables,
-        findings=ranking_findings(estimates, beta=beta, mismatches=int(wrong.sum())),
+        findings=ranking_findings(
+            estimates, beta=beta, mismatches=int(wrong.sum()), noise_floor=scores.settings.get("noise_floor")
+        ),
         text=headline(estimates, beta=beta),
         settings=dict(scores.settings) | settings,
         counts=_counts(scores, pairs, int(wrong.sum())),
         warnings=_warnings(scores, pairs, estimates),
+        trl=trl_metrics(scores, beta, prefix=""),
     )
 
 

@@ -109,7 +109,7 @@ def rank_pairs(
     return RankedPairs(
         table=table,
         judged=judged,
-        clusters=_clusters(frame),
+        clusters=clusters_of(frame),
         margin=margin,
         margin_per_token=_difference(policy / lengths),
         reference_margin=reference_margin,
@@ -179,7 +179,7 @@ def _difference(sides: Float64[np.ndarray, "N 2"]) -> Float64[np.ndarray, "N"]:
     return sides[:, 0] - sides[:, 1]
 
 
-def _clusters(frame: pd.DataFrame) -> np.ndarray:
+def clusters_of(frame: pd.DataFrame) -> np.ndarray:
     """Prompt ids; a pair without one is its own cluster."""
     given = frame["prompt_id"]
     return np.array([f"row {i}" if pd.isna(name) else f"id {name}" for i, name in enumerate(given)], dtype=str)

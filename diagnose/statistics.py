@@ -85,8 +85,12 @@ def cluster_bootstrap(
 def single_column(
     value: float, draws: Float[np.ndarray, "B"], *, n: int, n_clusters: int, level: float = LEVEL
 ) -> BootstrapMeans:
-    """A statistic that is no mean, with its own bootstrap draws, under the same rule of 20 clusters."""
-    low, high = percentile_interval(draws, level=level) if n_clusters >= MIN_CLUSTERS else (np.nan, np.nan)
+    """A statistic that is no mean, with its own bootstrap draws, under the same rule of 20 clusters.
+
+    Draws without a value (NaN) are left out; where none has one there is no interval.
+    """
+    known = n_clusters >= MIN_CLUSTERS and not np.isnan(draws).all()
+    low, high = percentile_interval(draws, level=level) if known else (np.nan, np.nan)
     return BootstrapMeans(
         mean=np.array([value]),
         low=np.array([float(low)]),
@@ -152,6 +156,8 @@ def estimate_from(
         why: str | None = reason or "no row has a value"
     elif n_clusters < MIN_CLUSTERS:
         why = f"{n_clusters} clusters (prompts): an interval needs {MIN_CLUSTERS}"
+    elif np.isnan(low):
+        why = "no bootstrap sample has a value"
     else:
         why = None
         if unit == "share" and value in (0.0, 1.0):
@@ -210,6 +216,24 @@ def sign_flip_max_t(
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(mean == 0, 0.0, mean / se)
     return t, p
+
+
+def paired_p(
+    differences: Float[np.ndarray, "N"], clusters: Shaped[np.ndarray, "N"], *, flips: int = 9999, seed: int = 0
+) -> tuple[float | None, str]:
+    """Two-sided p that two scorers of the same rows are right equally often, and by which test.
+
+    differences: credit of the one minus credit of the other, in {-1, -1/2, 0, 1/2, 1}. Exact McNemar where every row is
+    a cluster of its own and none is half right; else signs of whole clusters' sums are flipped. None below 2 clusters.
+    """
+    codes, n_clusters = cluster_codes(clusters)
+    if n_clusters == len(differences) and (np.abs(differences) != 0.5).all():
+        return mcnemar(int((differences > 0).sum()), int((differences < 0).sum())), "exact McNemar, two-sided"
+    method = "sign flip of the sums of whole prompts, two-sided"
+    if n_clusters < 2:
+        return None, method
+    sums = np.bincount(codes, weights=differences, minlength=n_clusters)
+    return float(sign_flip_max_t(sums[:, None], flips=flips, seed=seed)[1][0]), method
 
 
 def delete_group_jackknife(theta: Float[np.ndarray, "G *rest"]) -> Float[np.ndarray, "*rest"]:

@@ -3,6 +3,7 @@
 from .population import population_table
 from .preference import PreferenceOrganism, build_preference_organism, open_preference_organism
 from .recipe import Recipe
+from .reward_truth import reward_truth_table
 from .truth import truth_table
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "build_preference_organism",
     "open_preference_organism",
     "population_table",
+    "reward_truth_table",
     "truth_table",
 ]

@@ -84,7 +84,8 @@ def finished(zoo, policy, pairs, tmp_path_factory) -> Path:
 
 def test_an_audit_leaves_a_whole_report(finished):
     report = Report.load(finished)
-    assert [s.name for s in report.sections] == ["ranking", "spinal"]
+    sections = ["ranking", "length", "displacement", "rewards", "objectives", "spinal"]
+    assert [s.name for s in report.sections] == sections
     assert report.estimate("ranking.accuracy").n == 64
     assert len(report.to_frame("ranking.pairs")) == 64
     assert report.manifest.models["policy"]["fingerprints"] != report.manifest.models["reference"]["fingerprints"]
@@ -271,7 +272,8 @@ class TestBadInput:
         assert "cannot be written" in self.audit(policy, zoo["llama"], pairs, tmp_path / "file" / "run")
 
     def test_unknown_section(self, zoo, policy, pairs, tmp_path):
-        assert "ranking, spinal" in self.audit(policy, zoo["llama"], pairs, tmp_path / "run", "--only", "rankings")
+        message = self.audit(policy, zoo["llama"], pairs, tmp_path / "run", "--only", "rankings")
+        assert "ranking, rewards, spinal" in message
 
     def test_a_language_model_as_reward_head(self, zoo, policy, pairs, tmp_path):
         message = self.audit(policy, zoo["llama"], pairs, tmp_path / "run", "--reward", zoo["llama"])

@@ -67,7 +67,8 @@ def test_a_gap_in_a_profile_stays_a_gap():
 
 def test_every_section_has_its_figures(report):
     names = list(report_figures(report))
-    assert {name.partition(".")[0] for name in names} == {"ranking", "spinal"}
+    drawn = {name.partition(".")[0] for name in names}
+    assert drawn == {"ranking", "length", "displacement", "rewards", "objectives", "spinal"}
     assert {"ranking.accuracies", "ranking.idealized", "ranking.flips", "ranking.difficulty"} <= set(names)
     assert {"spinal.alpha", "spinal.angle", "spinal.d_angle", "spinal.base_distance"} <= set(names)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.special import expit
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from alignscope.errors import InputError
@@ -18,6 +19,7 @@ from alignscope.organisms import (
     build_preference_organism,
     open_preference_organism,
     population_table,
+    reward_truth_table,
     truth_table,
 )
 from alignscope.organisms.enumeration import (
@@ -519,3 +521,57 @@ def test_an_interval_around_another_truth_is_missed(organism, models):
         for name in names:
             held[name] += estimates[name].low <= truth[name] <= estimates[name].high
     assert min(held.values()) <= 2, held
+
+
+# ---- implicit against explicit reward
+
+
+def test_the_intervals_of_the_reward_report_hold_the_truth_as_often_as_they_say(organism, models):
+    from alignscope.diagnose.reward_report import reward_report
+
+    truth = reward_truth_table(organism, models=models)
+    held = dict.fromkeys(truth["name"], 0)
+    for seed in range(FILES):
+        files = {"in_distribution": "training", "held_out": "held_out"}
+        tables = {name: drawn_scores(organism, models, split, seed) for name, split in files.items()}
+        estimates = reward_report(tables, beta=organism.beta, bootstrap=300, seed=seed).estimates
+        for row in truth.itertuples():
+            held[row.name] += estimates[row.name].low <= row.truth <= estimates[row.name].high
+    assert min(held.values()) >= HELD, held
+
+
+def test_the_truths_of_both_rewards_fit_together(organism, models):
+    truth = reward_truth_table(organism, models=models).set_index("name").truth
+    ranking = truth_table(organism, split="held_out", models=models).set_index("name").truth
+    assert truth["accuracy_implicit_held_out"] == ranking["reward_accuracy"]
+    assert truth["gap_held_out"] == pytest.approx(ranking["explicit_accuracy"] - ranking["reward_accuracy"])
+    assert truth["excess_drop_held_out"] == pytest.approx(
+        truth["drop_implicit_held_out"] - truth["drop_explicit_held_out"]
+    )
+
+
+def optimal(models: Models, beta: float) -> Models:
+    """The same with the exact optimum of DPO as policy: pi_ref exp(r / beta), normalised."""
+    best = optimum(models.reference.log_probs, rewards(), beta)
+    return replace(models, policy=replace(models.policy, log_probs=best))
+
+
+def test_at_the_exact_optimum_the_report_finds_the_idealised_ranking(organism, models):
+    """R of the enumerated optimum is R* with exact preferences, and its reward accuracy that of the true reward."""
+    import alignscope
+    from alignscope.diagnose.ranking import idealized_accuracy
+
+    best = optimal(models, organism.beta)
+    drawn = drawn_scores(organism, best, "training", seed=0)
+    dw, dl = drawn.log_ratios().T
+    exact = drawn.frame.assign(preference=expit(organism.beta * (dw - dl)), n_votes=0.0)  # beta (dw - dl) = r(w) - r(l)
+    scores = alignscope.PairScores.from_frame(exact)  # turned so that the truly better response is chosen
+    estimates = alignscope.ranking_report(scores, beta=organism.beta, bootstrap=100).estimates
+
+    judged = scores.frame[~scores.frame.human_tie]
+    assert judged.swapped.any()  # votes and truth differ somewhere
+    reference_margin = judged.reference_chosen - judged.reference_rejected
+    attainable = idealized_accuracy(reference_margin, judged.preference, organism.beta)
+    assert estimates["accuracy"].value == pytest.approx(attainable, abs=1e-12)
+    assert estimates["reference_accuracy"].value < attainable < 1
+    assert estimates["reward_accuracy"].value == 1.0

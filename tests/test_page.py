@@ -1,12 +1,15 @@
 """The page: whole, self-contained, escaped, and drawn by a real browser from the file system without a network."""
 
+import html
 import json
+import math
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from spinal_models import letters, tiny_model
 from tiny_tokenizer import tiny_tokenizer
@@ -15,7 +18,7 @@ import alignscope
 from alignscope import Estimate, Report
 from alignscope.dashboards.drawing import PALETTE
 from alignscope.dashboards.figures import report_figures
-from alignscope.dashboards.page import SHOWN_ROWS, render_page
+from alignscope.dashboards.page import BROWSED_COLUMNS, BROWSED_OBJECTIVES, BROWSED_ROWS, SHOWN_ROWS, render_page
 from alignscope.diagnose.report import Finding, Manifest, Section, SectionResult
 from report_samples import HOSTILE, audited
 
@@ -129,13 +132,90 @@ def test_a_long_table_is_cut_and_says_where_the_rest_is(report, page):
     assert "tables/ranking.pairs.parquet" in page
 
 
+def pairs_report(section: str, pairs: pd.DataFrame) -> Report:
+    """A report of one section that holds a table of pairs and nothing else."""
+    made = Section(name=section, title="S", question="?", summary=".", estimates={}, tables={"pairs": "a pair"})
+    manifest = Manifest(
+        command="c", models={}, data={}, settings={}, packages={}, device="cpu", dtype="float32", seed=0,
+        wall_seconds=1.0,
+    )  # fmt: skip
+    return Report.assemble("t", "q", manifest, [SectionResult(section=made, tables={"pairs": pairs})])
+
+
+def browsed(page: str) -> dict[str, dict]:
+    return json.loads(re.search(r'id="browsed-json">(.*?)</script>', page, re.S)[1])
+
+
+def test_tables_of_pairs_are_browsed_and_no_others(report, page):
+    assert set(browsed(page)) == {
+        f"table-{section.name}-pairs"
+        for section in report.sections
+        if section.name in ("ranking", "rewards", "objectives") and len(report.to_frame(f"{section.name}.pairs"))
+    }
+    assert "table-ranking-pairs" in browsed(page)
+    pairs = pd.DataFrame({"pair_id": ["a"]})
+    assert browsed(render_page(pairs_report("spinal", pairs))) == {}
+    assert browsed(render_page(pairs_report("ranking", pairs.iloc[:0]))) == {}
+
+
+def test_browsed_values_are_those_of_the_table(report, page):
+    table = report.to_frame("ranking.pairs")
+    columns = browsed(page)["table-ranking-pairs"]["columns"]
+    assert {"pair_id", "prompt_id", "difficulty_class", "ranked_right", "loss"} <= {c["name"] for c in columns}
+    assert len(columns) == BROWSED_COLUMNS
+    for column in columns:
+        values = table[column["name"]]
+        assert column["numeric"] == pd.api.types.is_numeric_dtype(values)
+        if column["numeric"]:
+            read = [math.nan if v is None else float(v) for v in column["values"]]
+            assert read == pytest.approx(values.tolist(), rel=1e-5, nan_ok=True)
+        else:
+            assert column["values"] == values.astype(str).tolist()
+
+
+def test_what_is_missing_or_infinite_can_stand_in_json():
+    pairs = pd.DataFrame(
+        {"pair_id": ["a", None, "c"], "loss": [math.inf, math.nan, -math.inf], "tie": [True, False, True]}
+    )
+    columns = browsed(render_page(pairs_report("ranking", pairs)))["table-ranking-pairs"]["columns"]
+    assert [c["values"] for c in columns] == [["a", None, "c"], ["Infinity", None, "-Infinity"], ["yes", "no", "yes"]]
+    assert [c["numeric"] for c in columns] == [False, True, False]
+
+
+def test_columns_that_hold_nothing_are_left_out():
+    pairs = pd.DataFrame({"pair_id": ["a"], "explicit_right": [math.nan], "loss": [1.0]})
+    columns = browsed(render_page(pairs_report("ranking", pairs)))["table-ranking-pairs"]["columns"]
+    assert [c["name"] for c in columns] == ["pair_id", "loss"]
+
+
+def test_of_many_objectives_losses_and_views_of_a_few_are_browsed():
+    names = [f"other_{i}" for i in range(9)] + ["orpo", "dpo"]
+    parts = ("loss", "view", "pull_chosen", "pull_rejected")
+    pairs = pd.DataFrame({"pair_id": ["a"]} | {f"{name}_{part}": [1.0] for name in names for part in parts})
+    page = render_page(pairs_report("objectives", pairs))
+    found = [c["name"] for c in browsed(page)["table-objectives-pairs"]["columns"]]
+    assert found[:5] == ["pair_id", "dpo_loss", "dpo_view", "orpo_loss", "orpo_view"]
+    assert len(found) == 1 + 2 * BROWSED_OBJECTIVES
+    assert "all rows and 17 of 45 columns" in Elements(page).text
+    assert "tables/objectives.pairs.parquet" in page
+
+
+def test_only_the_first_rows_of_many_are_embedded_and_the_page_says_so():
+    n = BROWSED_ROWS + 1
+    page = render_page(pairs_report("ranking", pd.DataFrame({"pair_id": [f"pair-{i}" for i in range(n)]})))
+    assert len(browsed(page)["table-ranking-pairs"]["columns"][0]["values"]) == BROWSED_ROWS
+    assert "the first 5,000 of 5,001 rows and 1 of 1 columns" in Elements(page).text
+    whole = render_page(pairs_report("ranking", pd.DataFrame({"pair_id": [f"pair-{i}" for i in range(BROWSED_ROWS)]})))
+    assert "This page holds" not in Elements(whole).text
+
+
 def test_text_from_files_stays_text():
     hostile = audited(name=HOSTILE, only=["ranking"])
     page = render_page(hostile)
     assert HOSTILE not in page
     assert "&lt;script&gt;document.title=" in page
     scripts = [attributes for tag, attributes in Elements(page).tags if tag == "script"]
-    assert len(scripts) == 4
+    assert len(scripts) == 5
     assert "\\u003c" in page  # inside the figures' JSON too
 
 
@@ -212,4 +292,123 @@ def test_a_hostile_name_runs_nothing_in_a_browser(browser, tmp_path):
     dom, log = drawn(browser, file, tmp_path / "profile")
     assert "<title>broken" not in dom
     assert dom.count('data-drawn="') > 3
+    assert '<td class="">&lt;script&gt;document.title=' in dom  # in the browser of pairs, by textContent
     assert "CONSOLE" not in log
+
+
+DRIVER = """<script>(function () {
+  const place = document.querySelector(".browser"), filter = place.querySelector("input"), found = [];
+  const [back, on] = place.querySelectorAll(".pages button");
+  const heads = Array.from(place.querySelectorAll("th"));
+  const read = () => ({
+    ids: Array.from(place.querySelectorAll("tbody tr")).map((row) => row.cells[0].textContent),
+    status: place.querySelector(".status").textContent,
+    problem: place.querySelector(".problem").textContent,
+    sort: heads.map((head) => head.getAttribute("aria-sort")),
+    turns: [!back.disabled, !on.disabled],
+    sizes: Array.from(place.querySelectorAll("tbody td:last-child")).map((cell) => cell.textContent),
+    focusable: place.querySelectorAll("button:not(:disabled), input, [tabindex='0']").length,
+  });
+  STEPS.forEach(([what, which]) => {
+    if (what === "filter") { filter.value = which; filter.dispatchEvent(new Event("input")); }
+    if (what === "sort") heads.find((head) => head.textContent === which).querySelector("button").click();
+    if (what === "turn") (which === "next" ? on : back).click();
+    found.push(read());
+  });
+  const result = document.createElement("pre");
+  result.id = "result";
+  result.textContent = JSON.stringify(found);
+  document.body.append(result);
+})();</script>"""
+
+
+STEPS = {
+    "start": ("filter", ""),
+    "second page": ("turn", "next"),
+    "first page": ("turn", "previous"),
+    "ascending": ("sort", "loss"),
+    "descending": ("sort", "loss"),
+    "unsorted": ("sort", "loss"),
+    "by id": ("sort", "pair_id"),
+    "by id, descending": ("sort", "pair_id"),
+    "part of an id": ("filter", "PAIR-1"),
+    "class and number": ("filter", "flipp loss<0.5"),
+    "at least": ("filter", "loss>=2.75"),
+    "class alone": ("filter", "difficulty_class=hard loss>2.6"),
+    "half a term": ("filter", "loss>"),
+    "nothing": ("filter", "no such pair"),
+    "missing": ("filter", "pair-2"),
+    "missing, ascending": ("sort", "loss"),
+    "missing, descending": ("sort", "loss"),
+}
+SIZES = [0.5, -1.23456, 1234.5, 23456.7, 1e-7, -2.0, 1e6, math.inf, math.nan]
+IDS = [f"pair-{i}" for i in range(30)]
+
+
+@pytest.fixture(scope="module")
+def driven(browser, tmp_path_factory) -> dict[str, dict]:
+    """What the browser of 30 pairs shows after each step. The loss falls from 2.9 by tenths; the last two have none."""
+    loss = [2.9 - i / 10 for i in range(28)] + [math.nan] * 2
+    kinds = ["hard" if i % 3 else "flippable" for i in range(30)]
+    sizes = SIZES + [1.0] * (30 - len(SIZES))
+    pairs = pd.DataFrame({"pair_id": IDS, "difficulty_class": kinds, "loss": loss, "size": sizes})
+    folder = tmp_path_factory.mktemp("browser")
+    page = render_page(pairs_report("ranking", pairs))
+    script = DRIVER.replace("STEPS", json.dumps(list(STEPS.values())))
+    (folder / "report.html").write_text(page.replace("</body>", script + "</body>"), encoding="utf-8")
+    dom, log = drawn(browser, folder / "report.html", folder / "profile")
+    assert "CONSOLE" not in log
+    found = json.loads(html.unescape(re.search(r'<pre id="result">(.*?)</pre>', dom, re.S)[1]))
+    return dict(zip(STEPS, found, strict=True))
+
+
+def test_pairs_are_shown_by_pages(driven):
+    start, second = driven["start"], driven["second page"]
+    assert (start["ids"], start["status"]) == (IDS[:25], "shown 30 of 30, page 1 of 2")
+    assert (second["ids"], second["status"]) == (IDS[25:], "shown 30 of 30, page 2 of 2")
+    assert driven["first page"] == start
+
+
+def test_everything_in_the_browser_of_pairs_can_take_the_focus(driven):
+    """The filter, a button a header, the scrolled region, and the one turn that leads somewhere."""
+    assert driven["start"]["turns"] == [False, True]
+    assert driven["second page"]["turns"] == [True, False]
+    assert driven["start"]["focusable"] == 1 + 4 + 1 + 1
+
+
+def test_a_header_sorts_up_then_down_then_not(driven):
+    up, down, unsorted = driven["ascending"], driven["descending"], driven["unsorted"]
+    assert (up["ids"], up["sort"]) == (IDS[27:2:-1], ["none", "none", "ascending", "none"])
+    assert (down["ids"], down["sort"]) == (IDS[:25], ["none", "none", "descending", "none"])
+    assert (unsorted["ids"], unsorted["sort"]) == (IDS[:25], ["none"] * 4)
+
+
+def test_ids_sort_by_the_numbers_in_them(driven):
+    assert driven["by id"]["ids"] == IDS[:25]  # pair-2 before pair-10
+    down = driven["by id, descending"]
+    assert (down["ids"], down["sort"][0]) == (IDS[:4:-1], "descending")
+
+
+def test_pairs_without_a_value_come_last_in_both_directions(driven):
+    up, down = driven["missing, ascending"]["ids"], driven["missing, descending"]["ids"]
+    assert up[-2:] == down[-2:] == ["pair-28", "pair-29"]
+    assert up[:-2] == [*IDS[27:19:-1], "pair-2"] == down[-3::-1]
+
+
+def test_filters_are_parts_of_texts_and_comparisons_that_hold_together(driven):
+    assert driven["part of an id"]["ids"] == [*IDS[19:9:-1], "pair-1"]
+    assert driven["class and number"]["ids"] == ["pair-27"]
+    assert driven["class and number"]["status"] == "shown 1 of 30, page 1 of 1"
+    assert driven["at least"]["ids"] == ["pair-1", "pair-0"]
+    assert driven["class alone"]["ids"] == ["pair-2", "pair-1"]
+    assert (driven["nothing"]["ids"], driven["nothing"]["status"]) == ([], "shown 0 of 30, page 1 of 1")
+
+
+def test_a_term_without_its_number_is_named_and_hides_nothing(driven):
+    half = driven["half a term"]
+    assert (half["problem"], half["status"]) == ("not understood: loss>", "shown 30 of 30, page 1 of 2")
+    assert driven["nothing"]["problem"] == ""
+
+
+def test_the_browser_of_pairs_writes_numbers_as_the_page_does(driven):
+    assert driven["start"]["sizes"][:9] == ["0.5", "−1.235", "1,235", "23,457", "1.00e−7", "−2", "1,000,000", "∞", "–"]

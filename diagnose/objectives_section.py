@@ -1,0 +1,99 @@
+"""The section "objectives" of a report: what each preference objective makes of these pairs, and TRL's own numbers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from ..probes.pair_table import PairScores
+from .objectives import ObjectiveTable, objective_table
+from .ranking import credit
+from .ranking_table import NO_REFERENCE, clusters_of, preference_strengths
+from .report import Estimate, Section, SectionResult
+from .statistics import cluster_bootstrap, estimate_from
+
+# TRL's name -> (what it is, unit, value that means "no effect")
+TRL: dict[str, tuple[str, str, float | None]] = {
+    "rewards/chosen": ("mean implicit reward of chosen, beta dw", "nats", 0.0),
+    "rewards/rejected": ("mean implicit reward of rejected, beta dl", "nats", 0.0),
+    "rewards/margins": ("mean of their difference", "nats", 0.0),
+    "rewards/accuracies": ("share of pairs with dw > dl; a tie counts 0, human ties stay in", "share", 0.5),
+    "logps/chosen": ("mean summed log-probability of chosen under the policy", "nats a completion", None),
+    "logps/rejected": ("mean summed log-probability of rejected under the policy", "nats a completion", None),
+}
+
+
+def objectives_section(
+    scores: PairScores, *, beta: float, smoothing: str, preference: float | None, bootstrap: int, seed: int
+) -> SectionResult:
+    """Mean losses and TRL's metrics with intervals over prompts; per-pair losses, views and pulls as a table.
+
+    preference: P(chosen preferred) assumed for pairs with one label, for dpo_soft; None leaves dpo_soft out there.
+    """
+    given = None if preference is None else _preference(scores, smoothing, preference)
+    table = objective_table(scores, beta, preference=given, smoothing=smoothing)
+    clusters = clusters_of(scores.frame)
+    estimates = trl_estimates(scores, clusters, beta=beta, bootstrap=bootstrap, seed=seed)
+    estimates |= _loss_estimates(table, clusters, bootstrap=bootstrap, seed=seed)
+    section = Section(
+        name="objectives",
+        title="What would other objectives see?",
+        question="Do other preference objectives see the same pairs as settled or unsettled?",
+        summary=table.summary(),
+        estimates=estimates,
+        tables={
+            "losses": "an objective: mean loss, share of pairs it takes as settled, mean pulls on both completions",
+            "agreement": "two objectives: share of pairs on which their views have one sign, Spearman of their losses",
+            "pairs": "a pair: loss, view (above 0: chosen is better enough) and pulls of every objective",
+        },
+        settings=dict(table.settings) | {"bootstrap": bootstrap, "seed": seed},
+        warnings=_warnings(table),
+    )
+    tables = {name: table.to_frame(name) for name in section.tables}
+    return SectionResult(section=section, tables=tables)
+
+
+def trl_estimates(
+    scores: PairScores, clusters: np.ndarray, *, beta: float, bootstrap: int, seed: int
+) -> dict[str, Estimate]:
+    """TRL's metrics by its names, means over pairs (`objectives.trl_metrics`), with intervals over prompts."""
+    dw, dl = scores.log_ratios().T
+    right = np.where(np.isfinite(dw - dl), np.asarray(credit(dw - dl, "strict")), np.nan)
+    rewards = (beta * dw, beta * dl, beta * (dw - dl), right)
+    columns = dict(zip(TRL, (*rewards, scores.policy_chosen, scores.policy_rejected), strict=True))
+    boot = cluster_bootstrap(np.stack(list(columns.values()), axis=1), clusters, draws=bootstrap, seed=seed)
+    return {
+        name: estimate_from(boot, j, label=label, unit=unit, null_value=null, reason=NO_REFERENCE)
+        for j, (name, (label, unit, null)) in enumerate(TRL.items())
+    }
+
+
+def _loss_estimates(table: ObjectiveTable, clusters: np.ndarray, *, bootstrap: int, seed: int) -> dict[str, Estimate]:
+    names = list(table.losses["objective"])
+    if not names:
+        return {}
+    values: Float64[np.ndarray, "N K"] = np.stack([table.pairs[f"{name}_loss"].to_numpy() for name in names], axis=1)
+    values = np.where(np.isfinite(values), values, np.nan)  # ORPO's loss is infinite where rejected is certain
+    boot = cluster_bootstrap(values, clusters, draws=bootstrap, seed=seed)
+    # a point in the name of an estimate would read as its part in a gate: dpo_gamma_0.5 -> dpo_gamma_0_5
+    return {
+        f"loss_{name.replace('.', '_')}": estimate_from(boot, j, label=f"mean loss of {name}", unit="")
+        for j, name in enumerate(names)
+    }
+
+
+def _preference(scores: PairScores, smoothing: str, assumed: float) -> Float64[np.ndarray, "N"]:
+    found = preference_strengths(scores.frame, assumed)
+    return found.get(smoothing, next(iter(found.values())))
+
+
+def _warnings(table: ObjectiveTable) -> list[str]:
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in table.reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    found = [f"left out: {', '.join(names)} ({reason})" for reason, names in by_reason.items()]
+    settings: Mapping[str, Any] = table.settings
+    if str(settings.get("z0_from", "")).startswith("0,"):
+        found.append("KTO's reference point z0 was taken as 0: --mismatched scores the pairs that it is estimated from")
+    return found

@@ -1,0 +1,66 @@
+"""Pair tables in, the preference sections of a report out: ranking with its companions, rewards, objectives."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..probes.pair_table import PairScores
+from .companions import companion_sections
+from .objectives_section import objectives_section
+from .ranking_report import ranking_report
+from .report import SectionResult
+from .reward_report import reward_report
+
+ID = "in_distribution"
+PREFERENCE_SECTIONS = ("ranking", "rewards")  # names for --only; each brings the sections that belong beside it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceSettings:
+    """What the preference numbers depend on besides the tables; see `ranking_report` and `reward_report`."""
+
+    beta: float = 0.1
+    ties: str = "half"
+    smoothing: str = "jeffreys"
+    assumed_preference: float | None = None
+    same_training: bool = False
+    seed: int = 0
+    bootstrap: int = 2000
+
+
+def ranking_sections(scores: PairScores, settings: PreferenceSettings) -> list[SectionResult]:
+    """Sections ranking, length, displacement."""
+    report = ranking_report(
+        scores,
+        beta=settings.beta,
+        ties=settings.ties,
+        smoothing=settings.smoothing,
+        assumed_preference=settings.assumed_preference,
+        bootstrap=settings.bootstrap,
+        seed=settings.seed,
+    )
+    return [report.section(), *companion_sections(scores, report)]
+
+
+def reward_sections(
+    scores: PairScores, shifted: Mapping[str, PairScores], settings: PreferenceSettings
+) -> list[SectionResult]:
+    """Sections rewards, objectives."""
+    report = reward_report(
+        {ID: scores, **shifted},
+        beta=settings.beta,
+        in_distribution=ID,
+        same_training=settings.same_training,
+        ties=settings.ties,
+        bootstrap=settings.bootstrap,
+        seed=settings.seed,
+    )
+    objectives = objectives_section(
+        scores,
+        beta=settings.beta,
+        smoothing=settings.smoothing,
+        preference=settings.assumed_preference,
+        bootstrap=settings.bootstrap,
+        seed=settings.seed,
+    )
+    return [report.section(), objectives]
+

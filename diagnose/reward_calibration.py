@@ -1,0 +1,169 @@
+"""How far can a reward's margin be taken at its word? Calibration and fitted beta of the in-distribution pairs.
+
+p = sigmoid(m) is what a margin claims: m = beta (dw - dl) of the implicit reward, sw - sl of the explicit one.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64
+from scipy.special import expit, xlogy
+
+from .calibration import Calibration, calibration, fit_beta
+from .ranking_table import NO_EXPLICIT, NO_REFERENCE
+from .report import Estimate
+from .reward_rows import RewardRows
+from .statistics import cluster_bootstrap, estimate_from
+
+NO_BASE = "there is no in-distribution setting"
+NO_PAIR = "no pair is left in this setting"
+_COLUMNS = ["scorer", "bin", "n", "confidence", "observed", "low", "high"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """A reward whose margins are held against the votes."""
+
+    name: str  # implicit, explicit
+    margin: Float64[np.ndarray, "N"]
+    absent: str  # why there are none
+
+
+def calibration_estimates(
+    rows: RewardRows | None, *, beta: float, bootstrap: int, seed: int
+) -> tuple[dict[str, Estimate], pd.DataFrame]:
+    """Brier score, excess NLL, ECE and the ECE of a calibrated scorer, a scorer; beta-hat; the table "calibration".
+
+    rows: human ties among them (`voted_rows`), since here a pair counts by its votes.
+    """
+    estimates: dict[str, Estimate] = {}
+    tables = []
+    none = np.zeros(0)
+    scorers = (
+        Scorer("implicit", none if rows is None else beta * rows.implicit_margin, NO_REFERENCE),
+        Scorer("explicit", none if rows is None else rows.explicit_margin, NO_EXPLICIT),
+    )
+    for scorer in scorers:
+        some = np.isfinite(scorer.margin)
+        reason = NO_BASE if rows is None else scorer.absent if len(rows) else NO_PAIR
+        if rows is None or not some.any():
+            estimates |= _absent(scorer.name, reason)
+            continue
+        alpha = rows.preference[some]
+        votes = np.maximum(rows.frame["n_votes"].to_numpy(dtype=np.float64)[some], 1.0)  # a judge's probability: 0
+        found = calibration(scorer.margin[some], alpha, n_votes=np.floor(votes), seed=seed)
+        estimates |= _scores(scorer.name, scorer.margin[some], alpha, rows.clusters[some], bootstrap, seed)
+        estimates |= _errors(scorer.name, found, len(np.unique(rows.clusters[some])))
+        tables.append(found.table.assign(scorer=scorer.name)[_COLUMNS])
+    estimates |= _fitted(rows, beta=beta, bootstrap=bootstrap, seed=seed)
+    empty = pd.DataFrame({name: [] for name in _COLUMNS})
+    table = pd.concat(tables, ignore_index=True) if tables else empty
+    types: dict[str, type] = {"scorer": str, "bin": int, "n": int}
+    return estimates, table.astype(types | dict.fromkeys(_COLUMNS[3:], float))
+
+
+def _scores(
+    name: str,
+    margin: Float64[np.ndarray, "N"],
+    alpha: Float64[np.ndarray, "N"],
+    clusters: np.ndarray,
+    bootstrap: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """Proper scores are means over pairs, so their intervals are those of every mean."""
+    brier = alpha * expit(-margin) ** 2 + (1 - alpha) * expit(margin) ** 2  # of a single vote, expected under alpha
+    nll = alpha * np.logaddexp(0, -margin) + (1 - alpha) * np.logaddexp(0, margin)
+    entropy = -xlogy(alpha, alpha) - xlogy(1 - alpha, 1 - alpha)
+    boot = cluster_bootstrap(np.stack([brier, nll - entropy], axis=1), clusters, draws=bootstrap, seed=seed)
+    return {
+        f"brier_{name}": estimate_from(boot, 0, label=f"Brier score of the {name} reward", unit="", null_value=0.25),
+        f"excess_nll_{name}": estimate_from(
+            boot,
+            1,
+            label=f"NLL of the votes under the {name} reward, minus their entropy (which is 0 for single votes)",
+            unit="nats",
+        ),
+    }
+
+
+def _errors(name: str, found: Calibration, n_clusters: int) -> dict[str, Estimate]:
+    """ECE has no honest percentile interval (it is biased up); what a calibrated scorer would show stands beside it."""
+    shared: dict[str, Any] = {"level": None, "n": found.n, "n_clusters": n_clusters, "unit": "share"}
+    return {
+        f"ece_{name}": Estimate(
+            label=f"expected calibration error of the {name} reward, folded",
+            value=found.ece,
+            null_value=found.expected_ece,
+            method="equal-mass bins of max(p, 1-p), equal predictions never split; compare with ..._expected",
+            **shared,
+        ),
+        f"ece_{name}_expected": Estimate(
+            label=f"the same if the {name} reward were calibrated",
+            value=found.expected_ece,
+            method="parametric bootstrap: votes drawn from p",
+            **shared,
+        ),
+    }
+
+
+def _absent(name: str, reason: str) -> dict[str, Estimate]:
+    labels = {
+        f"brier_{name}": f"Brier score of the {name} reward",
+        f"excess_nll_{name}": f"NLL of the votes under the {name} reward, minus their entropy",
+        f"ece_{name}": f"expected calibration error of the {name} reward, folded",
+        f"ece_{name}_expected": f"the same if the {name} reward were calibrated",
+    }
+    return {key: _null(label, reason) for key, label in labels.items()}
+
+
+def _fitted(rows: RewardRows | None, *, beta: float, bootstrap: int, seed: int) -> dict[str, Estimate]:
+    """beta-hat, its ratio to the training's beta, and whether a line in the margin is enough."""
+    labels = {
+        "beta_hat": "beta that fits these pairs best; the training's at the optimum",
+        "beta_ratio": "fitted over given beta; below 1 over-confident, above 1 under-trained",
+        "nonlinearity_p": "p that a cubic term in the margin adds nothing (pairs taken as independent)",
+    }
+    if rows is None or not rows.has_implicit:
+        reason = NO_BASE if rows is None else NO_REFERENCE if len(rows) else NO_PAIR
+        return {name: _null(label, reason) for name, label in labels.items()}
+    difference, alpha = rows.implicit_margin, rows.preference
+    fit = fit_beta(difference, alpha, clusters=rows.clusters, bootstrap=bootstrap, seed=seed)
+    found = {}
+    for name, scale, null in (("beta_hat", 1.0, beta), ("beta_ratio", 1.0 / beta, 1.0)):
+        value, low, high = (_scaled(number, scale) for number in (fit.value, fit.low, fit.high))
+        known = value is not None
+        found[name] = Estimate(
+            label=labels[name],
+            value=value,
+            low=low if known else None,
+            high=high if known else None,
+            n=fit.n,
+            n_clusters=fit.n_clusters,
+            unit="1/nats" if name == "beta_hat" else "",
+            method=f"maximum likelihood of sigmoid(b (dw - dl)), no intercept; cluster bootstrap, {bootstrap} draws",
+            reason=fit.reason,
+            null_value=null,
+        )
+    p = fit.nonlinearity_p
+    found["nonlinearity_p"] = Estimate(
+        label=labels["nonlinearity_p"],
+        value=p if p is not None and math.isfinite(p) else None,
+        level=None,
+        n=fit.n,
+        n_clusters=fit.n_clusters,
+        unit="p",
+        method="likelihood ratio of an added b3 (d / rms d)^3, 1 degree of freedom",
+        reason=None if p is not None and math.isfinite(p) else fit.nonlinearity_reason,
+    )
+    return found
+
+
+def _scaled(number: float | None, scale: float) -> float | None:
+    return None if number is None or not math.isfinite(number) else scale * number
+
+
+def _null(label: str, reason: str) -> Estimate:
+    return Estimate(label=label, value=None, n=0, method="none", reason=reason)
