@@ -9,6 +9,7 @@ from . import options
 
 
 def audit(
+    context: typer.Context,
     out: options.Out,
     policy: Annotated[
         str | None, typer.Option(help="Checkpoint to audit: folder, adapter folder, .gguf file or hub id.")
@@ -29,6 +30,14 @@ def audit(
             "--shifted",
             metavar="NAME=FILE",
             help="Pairs from elsewhere, to see whether either reward still holds there; repeatable.",
+        ),
+    ] = None,
+    shift_kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shift-kind",
+            metavar="NAME=KIND",
+            help="prompt (other questions) or response (the same questions, other answers); default: found out.",
         ),
     ] = None,
     scores: Annotated[
@@ -95,7 +104,9 @@ def audit(
     from ..diagnose.gates import Gate
 
     gates = [Gate.parse(text) for text in fail_if or []]
-    elsewhere = named_files(shifted or [])
+    elsewhere = named(shifted or [], "--shifted", "maths=maths.jsonl")
+    kinds = named(shift_kind or [], "--shift-kind", "french=response")
+    shifts = {name: kind if " " in kind else f"{kind} shift" for name, kind in kinds.items()}
 
     from ..cache import cache_folder
     from ..diagnose.audit import audit as run_audit
@@ -106,8 +117,7 @@ def audit(
     from .progress import progress_bar
 
     if scores is not None:
-        models = {"--policy": policy, "--reference": reference, "--reward": reward, "--pairs": pairs, "--base": base}
-        if surplus := [name for name, value in {**models, "--prompts": prompts}.items() if value is not None]:
+        if surplus := given(context, OF_MODELS):
             raise InputError(f"--scores reads a table and opens no model: leave {', '.join(surplus)} away")
         settings = PreferenceSettings(
             beta=beta,
@@ -115,10 +125,17 @@ def audit(
             smoothing=smoothing,
             assumed_preference=assumed_preference,
             same_training=same_training,
+            shifts=shifts,
             seed=seed,
         )
         report = audit_tables(
-            scores, shifted=elsewhere, only=only, out=out, settings=settings, command=command_line()
+            scores,
+            shifted=elsewhere,
+            only=only,
+            out=out,
+            settings=settings,
+            max_invalid=max_invalid,
+            command=command_line(),
         )
         finish(report, out, gates, as_json=as_json, quiet=quiet)
         return
@@ -146,6 +163,7 @@ def audit(
             smoothing=smoothing,
             assumed_preference=assumed_preference,
             same_training=same_training,
+            shifts=shifts,
             share_prefix=options.share_prefix(share_prefix),
             states=ches,
             mismatched=mismatched,
@@ -163,16 +181,33 @@ def audit(
     finish(report, out, gates, as_json=as_json, quiet=quiet)
 
 
-def named_files(given: list[str]) -> dict[str, str]:
-    """NAME=FILE options by name. Raises InputError for another form or a name given twice."""
+# options that say how models are opened or read: they mean nothing beside a finished table
+OF_MODELS = (
+    "policy", "pairs", "reference", "base", "reward", "prompts", "share_prefix", "ches", "mismatched", "terminal",
+    "template", "eos", "boundary", "over_length", "max_length", "max_tokens", "dtype", "device",
+    "batch_tokens", "no_cache",
+)  # fmt: skip
+
+
+def given(context: typer.Context, names: tuple[str, ...]) -> list[str]:
+    """Those of the options that stand on the command line, as they are written there."""
+    return [
+        f"--{name.replace('_', '-')}"
+        for name in names
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+    ]
+
+
+def named(texts: list[str], option: str, example: str) -> dict[str, str]:
+    """NAME=VALUE options by name. Raises InputError for another form or a name given twice."""
     from ..errors import InputError
 
     found: dict[str, str] = {}
-    for text in given:
-        name, sign, file = text.partition("=")
-        if not sign or not name or not file:
-            raise InputError(f"--shifted {text}: expected NAME=FILE, for instance maths=maths.jsonl")
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name or not value:
+            raise InputError(f"{option} {text}: expected NAME=..., for instance {example}")
         if name in found:
-            raise InputError(f"--shifted {text}: the name {name} stands for {found[name]} already")
-        found[name] = file
+            raise InputError(f"{option} {text}: the name {name} stands for {found[name]} already")
+        found[name] = value
     return found

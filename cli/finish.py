@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ..errors import InputError
+
 if TYPE_CHECKING:
     from ..diagnose.gates import Gate
     from ..diagnose.report import Report
@@ -37,9 +39,16 @@ def finish(report: "Report", out: Path, gates: "Sequence[Gate]", *, as_json: boo
 
 def report_gates(report: "Report", gates: "Sequence[Gate]") -> None:
     """Exit with 1 if a gate fires, and say which."""
-    fired = [gate for gate in gates if gate.fires(report)]
+    fired, unread = [], None
+    for gate in gates:
+        try:
+            fired += [gate] if gate.fires(report) else []
+        except InputError as error:  # told after those that fired
+            unread = error
     for gate in fired:
         estimate = report.estimate(gate.estimate)
         typer.echo(f"gate fired: {gate.text}  ({gate.estimate} = {estimate})", err=True)
+    if unread is not None:
+        raise unread
     if fired:
         raise typer.Exit(1)

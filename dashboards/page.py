@@ -280,7 +280,11 @@ def _sureness(report: Report) -> Iterator[str]:
     """How far the numbers carry, in sentences."""
     data = report.manifest.data
     if "scored" in data.get("pairs", {}):
-        yield f"{number(data['pairs']['scored'])} of {number(data['pairs']['rows'])} pairs were scored" + _lost(
+        scored, rows = data["pairs"]["scored"], data["pairs"]["rows"]
+        made_of = f"{number(scored)} of {number(rows)} pairs were scored"
+        if data["pairs"].get("usable", 0) > rows:  # a ranking is one row and several pairs
+            made_of = f"{number(scored)} pairs of {number(rows)} rankings were scored"
+        yield made_of + _lost(
             data["pairs"].get("set_aside") or {}
         )
     for section in report.sections:

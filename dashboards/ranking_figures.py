@@ -158,7 +158,7 @@ def _idealized(
         null_line(figure, float(beta), horizontal=False)
         figure.add_annotation(
             x=np.log10(beta), y=1, yref="paper", yanchor="top", xanchor="left", showarrow=False, font={"color": MUTED},
-            text=f" β = {number(float(beta))} (as trained)",
+            text=f" β = {number(float(beta))} (as given)",
         )  # fmt: skip
     figure.update_xaxes(type="log")
     return figure

@@ -19,6 +19,7 @@ from .preference_sections import ID, PreferenceSettings, ranking_sections, rewar
 from .ranking_report import require_ranking_settings
 from .report import Manifest, Report, SectionResult
 from .reward_report import require_setting_name
+from .reward_rows import require_shifts
 from .run_directory import RunDirectory, Stopwatch
 from .spinal import compare_spinal, spinal_trace
 from .spinal_contrast import terminal_window
@@ -54,6 +55,7 @@ def audit(
     smoothing: str = "jeffreys",
     assumed_preference: float | None = None,
     same_training: bool = False,
+    shifts: Mapping[str, str] | None = None,
     share_prefix: str | bool = "auto",
     states: bool = False,
     mismatched: bool = False,
@@ -80,12 +82,14 @@ def audit(
     out: run directory. Finished shards are kept there; the same call continues a killed run, others are refused.
     beta: the DPO beta of the policy's training, for the idealised accuracy and the implicit reward.
     same_training: policy and reward model share base, training pairs and template; else the report says "confounded".
+    shifts: name -> "prompt shift" or "response shift", see reward_report.
     share_prefix, states, mismatched: see score_pairs; states gives CHES, mismatched KTO's reference point.
     progress: called as progress(stage, done, total).
     Raises InputError for a model, file or setting that cannot be used; bad rows are set aside and counted, up to the
     share `max_invalid`.
     """
     sections = _sections(only, reference, reward, shifted)
+    require_shifts(shifts or {}, shifted or {})
     text = TextPolicy(template, eos, boundary, max_length, over_length)
     _require_settings(text, (beta, ties, smoothing, assumed_preference), terminal)
     require_at_least(max_tokens=(max_tokens, 1), batch_tokens=(batch_tokens, 1))
@@ -127,6 +131,7 @@ def audit(
         "smoothing": smoothing,
         "assumed_preference": assumed_preference,
         "same_training": same_training,
+        "shifts": dict(shifts or {}),
         "share_prefix": share_prefix,
         "states": states,
         "mismatched": mismatched,
@@ -185,6 +190,7 @@ def audit(
         smoothing=smoothing,
         assumed_preference=assumed_preference,
         same_training=same_training,
+        shifts=shifts,
         seed=seed,
     )
     results: list[SectionResult] = []
@@ -199,6 +205,8 @@ def audit(
             scores = scored("pairs", pair_file) if scores is None else scores
             elsewhere = {name: scored(f"shifted {name}", file) for name, file in shifted_files.items()}
             found = reward_sections(scores, elsewhere, preferences)
+            if "ranking" not in sections:
+                found += ranking_sections(scores, preferences, companions_only=True)
         results += [found[0].costed(watch.cost("rewards")), *found[1:]]
     if prompt_file is not None and other is not None:
         same_text = other.fingerprints.tokenizer is None or same_ids(subject, other)

@@ -55,6 +55,7 @@ def _length_section(pairs: RankedPairs, ranking: RankingReport, *, draws: int, s
         ("spearman_margin", pairs.margin, "the policy's margin", NO_LENGTHS),
         ("spearman_reward", pairs.reward_margin, "the implicit reward's margin", NO_REFERENCE),
         ("spearman_explicit", pairs.explicit_margin, "the explicit reward's margin", NO_EXPLICIT),
+        ("spearman_difficulty", 0.0 - pairs.reference_margin, "the difficulty c", NO_REFERENCE),
     ):
         estimates[name] = _correlation(
             margin, pairs.length_difference, pairs, label=f"Spearman of {what} with the difference of length",
@@ -85,11 +86,15 @@ def _displacement_section(
     estimates["share_chosen_fell"] = ranking.estimates["share_chosen_fell"]
     judged = pairs.judged
     quadrants = quadrant_columns(pairs.log_ratios)
-    values = np.stack(list(quadrants.values()), axis=1)[judged]
+    values = np.stack([*quadrants.values(), np.abs(pairs.log_ratios[:, 0])], axis=1)[judged]
     boot = cluster_bootstrap(values, pairs.clusters[judged], draws=draws, seed=seed)
     for j, name in enumerate(quadrants):
         label = f"pairs: {name.replace('_', ' ')}"
         estimates[name] = estimate_from(boot, j, label=label, reason=_why(pairs, NO_REFERENCE))
+    estimates["chosen_absolute"] = estimate_from(
+        boot, len(quadrants), label="mean |log pi / pi_ref| of chosen: 0 where policy and reference are the same",
+        unit="nats a completion", null_value=0.0, reason=_why(pairs, NO_REFERENCE),
+    )  # fmt: skip
     estimates["on_policy"] = _on_policy(samples, draws=draws, seed=seed)
     ches = scores.frame["ches"].to_numpy(dtype=np.float64)
     known = np.isfinite(ches).any()

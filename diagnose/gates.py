@@ -49,5 +49,6 @@ class Gate:
             raise InputError(f"--fail-if '{self.text}': {error.args[0]}") from error
         number = getattr(estimate, self.part)
         if number is None:
-            raise InputError(f"--fail-if '{self.text}': {self.estimate} has no {self.part}: {estimate.reason}")
+            why = estimate.reason or "this number has no interval"
+            raise InputError(f"--fail-if '{self.text}': {self.estimate} has no {self.part}: {why}")
         return _OPERATORS[self.comparison](number, self.threshold)

@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from ..probes.pair_table import PairScores
 from .objectives import ObjectiveTable, objective_table
 from .ranking import credit
-from .ranking_table import NO_REFERENCE, clusters_of, preference_strengths
+from .ranking_table import NO_EXPLICIT, NO_REFERENCE, clusters_of, preference_strengths
 from .report import Estimate, Section, SectionResult
 from .statistics import cluster_bootstrap, estimate_from
 
@@ -21,7 +21,11 @@ TRL: dict[str, tuple[str, str, float | None]] = {
     "rewards/accuracies": ("share of pairs with dw > dl; a tie counts 0, human ties stay in", "share", 0.5),
     "logps/chosen": ("mean summed log-probability of chosen under the policy", "nats a completion", None),
     "logps/rejected": ("mean summed log-probability of rejected under the policy", "nats a completion", None),
+    "accuracy": ("reward trainer: the reward model scores chosen higher; a tie counts 0", "share", 0.5),
+    "margin": ("reward trainer: mean score of chosen minus rejected", "", 0.0),
+    "mean_reward": ("reward trainer: mean score of both", "", None),
 }
+EXTREMES = {"min_reward": ("lowest", np.min), "max_reward": ("highest", np.max)}
 
 
 def objectives_section(
@@ -60,13 +64,31 @@ def trl_estimates(
     """TRL's metrics by its names, means over pairs (`objectives.trl_metrics`), with intervals over prompts."""
     dw, dl = scores.log_ratios().T
     right = np.where(np.isfinite(dw - dl), np.asarray(credit(dw - dl, "strict")), np.nan)
+    explicit = np.stack([scores.explicit_chosen, scores.explicit_rejected], axis=1)
+    apart = explicit[:, 0] - explicit[:, 1]
+    judged = np.where(np.isfinite(apart), np.asarray(credit(apart, "strict")), np.nan)
     rewards = (beta * dw, beta * dl, beta * (dw - dl), right)
-    columns = dict(zip(TRL, (*rewards, scores.policy_chosen, scores.policy_rejected), strict=True))
+    heads = (judged, apart, explicit.mean(1))
+    columns = dict(zip(TRL, (*rewards, scores.policy_chosen, scores.policy_rejected, *heads), strict=True))
     boot = cluster_bootstrap(np.stack(list(columns.values()), axis=1), clusters, draws=bootstrap, seed=seed)
-    return {
-        name: estimate_from(boot, j, label=label, unit=unit, null_value=null, reason=NO_REFERENCE)
+    found = {
+        name: estimate_from(
+            boot, j, label=label, unit=unit, null_value=null, reason=NO_REFERENCE if "/" in name else NO_EXPLICIT
+        )
         for j, (name, (label, unit, null)) in enumerate(TRL.items())
     }
+    known = explicit[np.isfinite(explicit).all(1)]
+    for name, (what, extreme) in EXTREMES.items():
+        found[name] = Estimate(
+            label=f"reward trainer: {what} score; TRL logs a mean over batches, which lies inside",
+            value=float(extreme(known)) if len(known) else None,
+            level=None,
+            n=len(known),
+            n_clusters=len(np.unique(clusters[np.isfinite(explicit).all(1)])),
+            method="exact",
+            reason=None if len(known) else NO_EXPLICIT,
+        )
+    return found
 
 
 def _loss_estimates(table: ObjectiveTable, clusters: np.ndarray, *, bootstrap: int, seed: int) -> dict[str, Estimate]:
@@ -74,11 +96,14 @@ def _loss_estimates(table: ObjectiveTable, clusters: np.ndarray, *, bootstrap: i
     if not names:
         return {}
     values: Float64[np.ndarray, "N K"] = np.stack([table.pairs[f"{name}_loss"].to_numpy() for name in names], axis=1)
-    values = np.where(np.isfinite(values), values, np.nan)  # ORPO's loss is infinite where rejected is certain
+    endless = np.isinf(values).any(0)  # ORPO's where rejected is certain
+    values = np.where(endless, np.nan, values)
     boot = cluster_bootstrap(values, clusters, draws=bootstrap, seed=seed)
     # a point in the name of an estimate would read as its part in a gate: dpo_gamma_0.5 -> dpo_gamma_0_5
     return {
-        f"loss_{name.replace('.', '_')}": estimate_from(boot, j, label=f"mean loss of {name}", unit="")
+        f"loss_{name.replace('.', '_')}": estimate_from(
+            boot, j, label=f"mean loss of {name}", unit="", reason="infinite: a rejected answer is certain"
+        )
         for j, name in enumerate(names)
     }
 

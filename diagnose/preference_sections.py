@@ -11,7 +11,6 @@ from .report import SectionResult
 from .reward_report import reward_report
 
 ID = "in_distribution"
-PREFERENCE_SECTIONS = ("ranking", "rewards")  # names for --only; each brings the sections that belong beside it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +22,15 @@ class PreferenceSettings:
     smoothing: str = "jeffreys"
     assumed_preference: float | None = None
     same_training: bool = False
+    shifts: Mapping[str, str] | None = None
     seed: int = 0
     bootstrap: int = 2000
 
 
-def ranking_sections(scores: PairScores, settings: PreferenceSettings) -> list[SectionResult]:
-    """Sections ranking, length, displacement."""
+def ranking_sections(
+    scores: PairScores, settings: PreferenceSettings, *, companions_only: bool = False
+) -> list[SectionResult]:
+    """Sections ranking, length, displacement; or without the first, for a report on rewards alone."""
     report = ranking_report(
         scores,
         beta=settings.beta,
@@ -38,7 +40,8 @@ def ranking_sections(scores: PairScores, settings: PreferenceSettings) -> list[S
         bootstrap=settings.bootstrap,
         seed=settings.seed,
     )
-    return [report.section(), *companion_sections(scores, report)]
+    companions = companion_sections(scores, report)
+    return companions if companions_only else [report.section(), *companions]
 
 
 def reward_sections(
@@ -49,6 +52,7 @@ def reward_sections(
         {ID: scores, **shifted},
         beta=settings.beta,
         in_distribution=ID,
+        shifts=settings.shifts,
         same_training=settings.same_training,
         ties=settings.ties,
         bootstrap=settings.bootstrap,

@@ -18,10 +18,12 @@ from .statistics import (
     paired_p,
     resampled_counts,
     single_column,
+    smaller_of,
 )
 
 LOW_LOSS = 0.05  # nats; a DPO loss that training reaches on few held-out pairs
 FLIPS = 9_999
+MAX_STEPS = 1_000  # of the curve R*(beta) in its table
 LN2 = math.log(2.0)
 CHANCE = 0.5
 # name -> (label, unit, value that means "no effect")
@@ -71,6 +73,7 @@ _NO_REFERENCE_NEEDED = (
     "accuracy_over_length",
     "residualised_accuracy",
 )
+_OVER = ("accuracy_over_shorter", "accuracy_over_longer")  # of which the smaller is accuracy_over_length
 _NEEDS_STRENGTH = ("idealized_accuracy", "gap", "share_flippable", "share_hard")
 
 
@@ -82,10 +85,15 @@ def ranking_estimates(
     boot = _bootstrap(columns, pairs, bootstrap, seed)
     found = {}
     for j, name in enumerate(columns):
+        if name in _OVER:
+            continue
         label, unit, null_value = LABELS[name]
         if name in _NEEDS_STRENGTH:
             label += _assuming(pairs)
         found[name] = estimate_from(boot, j, label=label, unit=unit, null_value=null_value, reason=_reason(name, pairs))
+    found["accuracy_over_length"] = over_length(
+        boot, list(columns).index(_OVER[0]), LABELS["accuracy_over_length"][0], _reason("accuracy_over_length", pairs)
+    )
     found |= _residualised(pairs, ties=ties, bootstrap=bootstrap, seed=seed)
     found["gain_p"] = _gain_p(columns["accuracy_gain"], pairs, seed)
     found["gap_median"] = _gap_median(pairs, columns["accuracy"], betas=betas, bootstrap=bootstrap, seed=seed)
@@ -101,7 +109,6 @@ def _columns(pairs: RankedPairs, *, beta: float, ties: str) -> dict[str, Float64
     ratios, per_token = pairs.log_ratios, pairs.log_ratio_per_token
     lengths = pairs.length_difference
     shorter, longer = np.asarray(credit(-lengths)), np.asarray(credit(lengths))
-    baseline = longer if np.nansum(longer[pairs.judged]) > np.nansum(shorter[pairs.judged]) else shorter
     known = np.isfinite(pairs.reference_margin)
     columns = {
         "accuracy": right,
@@ -115,7 +122,8 @@ def _columns(pairs: RankedPairs, *, beta: float, ties: str) -> dict[str, Float64
         "gap": ideal - right,
         "shorter_wins": shorter,
         "longer_wins": longer,
-        "accuracy_over_length": right - baseline,
+        _OVER[0]: right - shorter,
+        _OVER[1]: right - longer,
         "displacement_chosen": ratios[:, 0],
         "displacement_rejected": ratios[:, 1],
         "displacement_chosen_per_token": per_token[:, 0],
@@ -132,6 +140,13 @@ def _columns(pairs: RankedPairs, *, beta: float, ties: str) -> dict[str, Float64
         "dpo_loss": pairs.table["loss"].to_numpy(),
     }
     return {name: np.where(pairs.judged, values, np.nan) for name, values in columns.items()}
+
+
+def over_length(boot: BootstrapMeans, first: int, label: str, reason: str) -> Estimate:
+    """Accuracy minus the better rule on length; columns `first` and the next hold it minus each of the two rules."""
+    return estimate_from(
+        smaller_of(boot, first, first + 1), 0, label=label, unit="share difference", null_value=0.0, reason=reason
+    )
 
 
 def _where(rows: np.ndarray, holds: np.ndarray) -> Float64[np.ndarray, "N"]:
@@ -252,7 +267,7 @@ def _idealized(pairs: RankedPairs, *, betas: Sequence[float], bootstrap: int, se
         known = ~np.isnan(crit)
         if not known.any():
             continue
-        grid = np.unique([*_grid(crit[np.isfinite(crit) & (crit > 0)], betas), *betas])
+        grid = _steps(crit, betas)
         boot = _bootstrap({str(beta): _where(known, beta < crit) for beta in grid}, pairs, bootstrap, seed)
         for j, beta in enumerate(grid):
             point = estimate_from(boot, j, label="R*")
@@ -262,10 +277,16 @@ def _idealized(pairs: RankedPairs, *, betas: Sequence[float], bootstrap: int, se
     return pd.DataFrame(columns).astype({key: np.float64 for key in columns if key != "smoothing"})
 
 
-def _grid(crit: Float64[np.ndarray, "k"], betas: Sequence[float]) -> Float64[np.ndarray, "grid"]:
-    """Betas that show the curve from its first step to its last, evenly in log beta."""
-    low, high = min([*crit, *betas]) / 2, max([*crit, *betas]) * 2
-    return np.geomspace(max(low, 1e-4), min(high, 1e4), 61)
+def _steps(crit: Float64[np.ndarray, "N"], betas: Sequence[float]) -> Float64[np.ndarray, "steps"]:
+    """Every beta at which the curve steps down, the given betas, and a beta before and after them all.
+
+    Of more than 1,000 steps as many are kept, evenly among the pairs: the table "pairs" holds every one.
+    """
+    steps = np.unique(crit[np.isfinite(crit) & (crit > 0)])
+    if len(steps) > MAX_STEPS:
+        steps = steps[np.linspace(0, len(steps) - 1, MAX_STEPS).round().astype(int)]
+    inner = [*steps, *betas]
+    return np.unique([min(inner) / 2, *inner, max(inner) * 2])
 
 
 def _gap_median(

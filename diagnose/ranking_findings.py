@@ -7,6 +7,7 @@ from .phrases import in_points, in_share, percent
 from .ranking import AGREE
 from .ranking_estimates import CHANCE, LN2, LOW_LOSS
 from .report import Estimate, Finding
+from .statistics import MIN_CLUSTERS
 
 Estimates = Mapping[str, Estimate]
 NOISE_SHARE = 0.01  # pairs inside the noise floor from which on it is an alarm
@@ -33,15 +34,26 @@ def headline(estimates: Estimates, *, beta: float) -> str:
 
 
 def ranking_findings(
-    estimates: Estimates, *, beta: float, mismatches: int, noise_floor: Mapping[str, Any] | None = None
+    estimates: Estimates,
+    *,
+    beta: float,
+    mismatches: int,
+    noise_floor: Mapping[str, Any] | None = None,
+    unmoved: bool = False,
 ) -> tuple[Finding, ...]:
-    """The findings of the section; those without an interval to rest on are left out."""
+    """The findings of the section; those without an interval to rest on are left out.
+
+    unmoved: policy and reference gave the same log-probabilities on every pair, and nothing else is worth a finding.
+    """
+    if unmoved:
+        return (unmoved_finding(section="ranking", rests_on="accuracy"), _headline(estimates, beta))
     found = [
         _theorem(mismatches),
-        _noise(noise_floor),
+        noise_finding(noise_floor, section="ranking", rests_on="accuracy"),
         _headline(estimates, beta),
         _few_prompts(estimates),
         _length(estimates),
+        _no_better_than_chance(estimates),
         _residualised(estimates),
         _gain(estimates),
         _reward_alone(estimates),
@@ -64,17 +76,30 @@ def _theorem(mismatches: int) -> Finding | None:
     )
 
 
-def _noise(floor: Mapping[str, Any] | None) -> Finding | None:
+def unmoved_finding(*, section: str, rests_on: str) -> Finding:
+    """Alarm: there is no training to speak of in these numbers."""
+    return Finding(
+        severity="alarm",
+        section=section,
+        sentence="Policy and reference give exactly the same log-probabilities on every pair: they are the same "
+        "weights, or the adapter is not applied. Nothing here says anything about training.",
+        rests_on=[f"{section}.{rests_on}"],
+        next_step="Name the checkpoint that training saved as --policy, and the one it started from as --reference.",
+    )
+
+
+def noise_finding(floor: Mapping[str, Any] | None, *, section: str, rests_on: str) -> Finding | None:
     """Alarm where rounding below float32 could turn the order of more than 1 % of the pairs."""
     share = None if floor is None else floor.get("share_inside")
     if floor is None or share is None or share <= NOISE_SHARE:
         return None
-    return _finding(
-        "alarm",
-        f"The margins of {percent(share)} of the pairs lie within {floor['p95']:.2g} nats: what computing below "
-        f"float32 moved a margin by (95th percentile of {floor['n']} pairs scored again in float32).",
-        ["accuracy"],
-        "Score in float32 (--dtype float32).",
+    return Finding(
+        severity="alarm",
+        section=section,
+        sentence=f"The margins of {percent(share)} of the pairs lie within {floor['p95']:.2g} nats: what computing "
+        f"below float32 moved a margin by (95th percentile of {floor['n']} pairs scored again in float32).",
+        rests_on=[f"{section}.{rests_on}"],
+        next_step="Score in float32 (--dtype float32).",
     )
 
 
@@ -87,7 +112,7 @@ def _headline(estimates: Estimates, beta: float) -> Finding:
 
 def _few_prompts(estimates: Estimates) -> Finding | None:
     accuracy = estimates["accuracy"]
-    if accuracy.value is None or accuracy.low is not None:
+    if accuracy.value is None or (accuracy.n_clusters or 0) >= MIN_CLUSTERS:
         return None
     return _finding(
         "notice",
@@ -103,28 +128,46 @@ def _length(estimates: Estimates) -> Finding | None:
     over, length = estimates["accuracy_over_length"], _better_length(estimates)
     if over.low is None or over.high is None or over.value is None or length is None or over.low > 0:
         return None
+    if _all_of_one_length(estimates):
+        return None
     name, value = length
     rule = f"preferring the {name.removesuffix('_wins')} answer"
     relation = "is better than" if over.high < 0 else "does as well as"
     return _finding(
         "alarm",
         f"Simply {rule} ({percent(value)} right) {relation} the policy's ranking, as far as these pairs can tell: "
-        f"the policy is ahead by {in_points(over)}.",
+        f"the difference is {in_points(over)}.",
         ["accuracy_over_length", "accuracy", name],
         "Do not read the ranking accuracy as preference learning; look at accuracy_normalised, at the residualised "
         "accuracies, and score more pairs.",
     )
 
 
+def _no_better_than_chance(estimates: Estimates) -> Finding | None:
+    """Told where the rules on length guess too, and cannot say it."""
+    accuracy = estimates["accuracy"]
+    if accuracy.low is None or accuracy.low > CHANCE or not _all_of_one_length(estimates):
+        return None
+    return _finding(
+        "notice",
+        f"The policy ranks {in_share(accuracy)} of the pairs right: not distinguishable from guessing, on answers that "
+        "are all of one length.",
+        ["accuracy"],
+        "Score more pairs before reading anything into the order.",
+    )
+
+
 def _residualised(estimates: Estimates) -> Finding | None:
     rest = estimates["residualised_accuracy"]
-    if rest.low is None or rest.high is None or not rest.low <= 0.5 <= rest.high:
+    if rest.low is None or rest.high is None or not rest.low <= 0.5 <= rest.high or _all_of_one_length(estimates):
         return None
     return _finding(
         "notice",
         f"Without what answer length predicts, the policy ranks {in_share(rest)} right: chance is not excluded.",
         ["residualised_accuracy"],
-        "Compare with reward_residualised_accuracy, which asks the same of what training changed.",
+        "Compare with reward_residualised_accuracy, which asks the same of what training changed."
+        if estimates["reward_residualised_accuracy"].value is not None
+        else "Give --reference: the reward's residualised accuracy asks the same of what training changed.",
     )
 
 
@@ -199,11 +242,10 @@ def _displaced(estimates: Estimates) -> Finding | None:
     if chosen.high >= -RESOLUTION:
         return None
     verb = "lost" if rejected.value < 0 else "gained"
-    outside = " The probability went to answers outside the pairs." if rejected.value < 0 else ""
     return _finding(
         "notice",
         f"The chosen completions became less likely, by {-chosen.value:.3g} nats on average ({-chosen.high:.3g} to "
-        f"{-chosen.low:.3g}); the rejected ones {verb} {abs(rejected.value):.3g}.{outside}",
+        f"{-chosen.low:.3g}); the rejected ones {verb} {abs(rejected.value):.3g}.",
         ["displacement_chosen", "displacement_rejected", "share_chosen_fell"],
         "Read samples of the policy. Some fall is forced where the chosen answers are the reference's own samples.",
     )
@@ -227,6 +269,12 @@ def _better_length(estimates: Estimates) -> tuple[str, float] | None:
     if shorter is None or longer is None:
         return None
     return ("longer_wins", longer) if longer > shorter else ("shorter_wins", shorter)
+
+
+def _all_of_one_length(estimates: Estimates) -> bool:
+    """Where no two answers differ in length, both rules guess: losing to them is losing to chance."""
+    rules = (estimates["shorter_wins"], estimates["longer_wins"])
+    return all(rule.value == rule.low == rule.high == CHANCE for rule in rules)
 
 
 def _assumed(estimates: Estimates) -> bool:

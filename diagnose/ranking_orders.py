@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from .ranking_table import NO_REFERENCE
 from .report import Estimate
 from .statistics import cluster_bootstrap, estimate_from
 
@@ -37,10 +38,12 @@ def order_estimates(orders: pd.DataFrame, *, bootstrap: int, seed: int) -> dict[
         nulls |= dict.fromkeys(("orders_exact", "orders_exact_reference"), float(known.mean()))
     prompts = orders["prompt_id"].astype(str).to_numpy()
     boot = cluster_bootstrap(np.stack(list(columns.values()), axis=1), prompts, draws=bootstrap, seed=seed)
-    lost = "every ranking lost a pair" if np.isnan(exact).all() else "no reference model was given"
+    lost = np.isnan(exact).all()
+    reasons = dict.fromkeys(columns, "every ranking lost a pair" if lost else NO_REFERENCE)
+    reasons["orders_tau_b"] = "every ranking lost a pair" if lost else "the policy ties all responses of every ranking"
     return {
         name: estimate_from(
-            boot, j, label=LABELS[name][0], unit=LABELS[name][1], null_value=nulls.get(name), reason=lost
+            boot, j, label=LABELS[name][0], unit=LABELS[name][1], null_value=nulls.get(name), reason=reasons[name]
         )
         for j, name in enumerate(columns)
     }

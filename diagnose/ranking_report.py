@@ -125,7 +125,8 @@ def ranking_report(
     pairs = rank_pairs(scores, beta=beta, ties=ties, smoothing=smoothing, assumed_preference=assumed_preference)
     wrong = theorem_mismatches(pairs.margin, pairs.table["loss"], pairs.table["threshold"])
     estimates, idealized = ranking_estimates(pairs, beta=beta, betas=grid, ties=ties, bootstrap=bootstrap, seed=seed)
-    orders = orders_table(scores.frame)
+    ranked = scores.frame[scores.frame["ranking_id"].notna() & (scores.frame["n_responses"] > 0)]
+    orders = orders_table(scores.frame, dict(zip(ranked["ranking_id"], ranked["n_responses"], strict=True)))
     estimates |= order_estimates(orders, bootstrap=bootstrap, seed=seed)
     tables = {
         "pairs": pairs.table,
@@ -153,14 +154,23 @@ def ranking_report(
         estimates=estimates,
         tables=tables,
         findings=ranking_findings(
-            estimates, beta=beta, mismatches=int(wrong.sum()), noise_floor=scores.settings.get("noise_floor")
+            estimates,
+            beta=beta,
+            mismatches=int(wrong.sum()),
+            noise_floor=scores.settings.get("noise_floor"),
+            unmoved=unmoved(scores),
         ),
         text=headline(estimates, beta=beta),
         settings=dict(scores.settings) | settings,
         counts=_counts(scores, pairs, int(wrong.sum())),
-        warnings=_warnings(scores, pairs, estimates),
+        warnings=_warnings(scores, pairs, estimates, orders),
         trl=trl_metrics(scores, beta, prefix=""),
     )
+
+
+def unmoved(scores: PairScores) -> bool:
+    """True where policy and reference agree to the last bit on every pair."""
+    return bool(len(scores) and scores.has_reference and not scores.log_ratios().any())
 
 
 def require_ranking_settings(
@@ -191,8 +201,13 @@ def _counts(scores: PairScores, pairs: RankedPairs, mismatches: int) -> dict[str
     return own | ties | {name: int(n) for name, n in scores.counts.items()} | aside
 
 
-def _warnings(scores: PairScores, pairs: RankedPairs, estimates: Mapping[str, Estimate]) -> tuple[str, ...]:
+def _warnings(
+    scores: PairScores, pairs: RankedPairs, estimates: Mapping[str, Estimate], orders: pd.DataFrame
+) -> tuple[str, ...]:
     found = list(scores.notices)
+    if scores.invalid:
+        parts = ", ".join(f"{n} {reason}" for reason, n in scores.invalid_counts.items())
+        found.append(f"{len(scores.invalid)} rows were set aside: {parts} (table set_aside)")
     ideal, n = estimates["idealized_accuracy"], int(pairs.judged.sum())
     if ideal.reason == ONE_LABEL:
         found.append(
@@ -201,6 +216,8 @@ def _warnings(scores: PairScores, pairs: RankedPairs, estimates: Mapping[str, Es
         )
     elif ideal.value is not None and ideal.n < n:
         found.append(f"idealised accuracy and gap rest on {ideal.n} of {n} pairs: the others have one label")
+    if n_lost := int(orders["exact"].isna().sum()):
+        found.append(f"{n_lost} of {len(orders)} rankings lost a pair: their whole order is not judged")
     if pairs.n_assumed:
         found.append(
             f"{pairs.n_assumed} of {n} pairs have one label; idealised accuracy and gap rest on the strength of "

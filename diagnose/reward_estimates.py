@@ -10,7 +10,8 @@ from jaxtyping import Float64, Int64
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from .ranking import AGREE, credit
+from .ranking import AGREE, credit, residualised_accuracy
+from .ranking_estimates import over_length, residualised_draws
 from .ranking_table import NO_EXPLICIT, NO_LENGTHS, NO_REFERENCE
 from .report import Estimate
 from .reward_rows import RewardRows, prompt_names
@@ -39,12 +40,18 @@ LABELS: dict[str, tuple[str, str, float | None]] = {
     "explicit_over_length": ("explicit accuracy minus the better rule on length alone", "share difference", 0.0),
     "disagreement": ("pairs on which the two rewards decide differently", "share", None),
 }
+_OVER = ("implicit_over_length", "explicit_over_length")  # the smaller of two columns, in every draw
+COLUMNS = [name for name in LABELS if name not in _OVER]
 SCALES = {
     "scale_implicit": "size of implicit margins: mean |d| over the standard deviation of all rewards",
     "scale_explicit": "size of explicit margins: mean |d| over the standard deviation of all rewards",
 }
 GAP_P = "p that implicit and explicit reward are right equally often"
 DETECTABLE = "smallest gap that so many pairs show with 80 % power at 5 %"
+RESIDUALISED = {
+    "implicit_residualised": "implicit accuracy without what length predicts of the margin",
+    "explicit_residualised": "explicit accuracy without what length predicts of the margin",
+}
 DROPS = {
     "drop_implicit": "implicit accuracy, in-distribution minus here",
     "drop_explicit": "explicit accuracy, in-distribution minus here",
@@ -62,12 +69,12 @@ class SettingNumbers:
 
     rows: RewardRows
     estimates: dict[str, Estimate]
-    boot: BootstrapMeans  # columns as in LABELS
+    boot: BootstrapMeans  # columns as in COLUMNS first
     gap_p: float | None
     gap_test: str
 
     def draws(self, name: str) -> Float64[np.ndarray, "B"]:
-        return self.boot.draws[:, list(LABELS).index(name)]
+        return self.boot.draws[:, COLUMNS.index(name)]
 
 
 def setting_numbers(rows: RewardRows, *, ties: str, bootstrap: int, seed: int) -> SettingNumbers:
@@ -75,27 +82,36 @@ def setting_numbers(rows: RewardRows, *, ties: str, bootstrap: int, seed: int) -
     columns = decisions(rows, ties=ties)
     values = np.stack(list(columns.values()), axis=1)
     boot = cluster_bootstrap(values, rows.clusters, draws=bootstrap, seed=seed)
-    estimates = {
-        name: estimate_from(boot, j, label=label, unit=unit, null_value=null, reason=absent(name, rows))
-        for j, (name, (label, unit, null)) in enumerate(LABELS.items())
-    }
+    estimates = {}
+    for name, (label, unit, null) in LABELS.items():
+        if name in _OVER:
+            at = list(columns).index(f"{name}_shorter")
+            estimates[name] = over_length(boot, at, label, absent(name, rows))
+        else:
+            at = list(columns).index(name)
+            estimates[name] = estimate_from(
+                boot, at, label=label, unit=unit, null_value=null, reason=absent(name, rows)
+            )
     gap = columns["gap"][np.isfinite(columns["gap"])]
     if len(gap) and np.ptp(gap) == 0:
         estimates["gap"] = _constant_gap(estimates)
     p, test = paired_p(gap, rows.clusters[np.isfinite(columns["gap"])], seed=seed) if len(gap) else (None, "none")
     for name, sides in (("scale_implicit", rows.log_ratios), ("scale_explicit", rows.explicit)):
         estimates[name] = _scale(name, sides, rows, bootstrap=bootstrap, seed=seed)
-    estimates["gap_p"] = _p(p, test, rows, len(gap), int(boot.n_clusters[list(LABELS).index("gap")]))
+    for name, margin in (("implicit", rows.implicit_margin), ("explicit", rows.explicit_margin)):
+        estimates[f"{name}_residualised"] = _residualised(
+            name, margin, rows, ties=ties, bootstrap=bootstrap, seed=seed
+        )
+    estimates["gap_p"] = _p(p, test, rows, len(gap), int(boot.n_clusters[COLUMNS.index("gap")]))
     estimates["minimum_detectable_gap"] = _detectable(estimates["disagreement"])
     return SettingNumbers(rows=rows, estimates=estimates, boot=boot, gap_p=p, gap_test=test)
 
 
 def decisions(rows: RewardRows, *, ties: str) -> dict[str, Float64[np.ndarray, "N"]]:
-    """Estimate name of `LABELS` -> a value a pair whose mean it is; NaN where a scorer is absent."""
+    """Name -> a value a pair whose mean it is, those of `COLUMNS` first; NaN where a scorer is absent."""
     implicit, explicit = (np.asarray(credit(d, ties)) for d in (rows.implicit_margin, rows.explicit_margin))
     lengths = rows.length_difference
     shorter, longer = np.asarray(credit(-lengths)), np.asarray(credit(lengths))
-    better = longer if np.nansum(longer) > np.nansum(shorter) else shorter
     differ = np.where(np.isnan(implicit + explicit), np.nan, (implicit != explicit).astype(float))
     return {
         "accuracy_implicit": implicit,
@@ -107,9 +123,11 @@ def decisions(rows: RewardRows, *, ties: str) -> dict[str, Float64[np.ndarray, "
         "gap": explicit - implicit,
         "shorter_wins": shorter,
         "longer_wins": longer,
-        "implicit_over_length": implicit - better,
-        "explicit_over_length": explicit - better,
         "disagreement": differ,
+        "implicit_over_length_shorter": implicit - shorter,
+        "implicit_over_length_longer": implicit - longer,
+        "explicit_over_length_shorter": explicit - shorter,
+        "explicit_over_length_longer": explicit - longer,
     }
 
 
@@ -127,6 +145,7 @@ def absent(name: str, rows: RewardRows) -> str:
 def without_setting(reason: str) -> dict[str, Estimate]:
     """The same names as of `setting_numbers`, all null."""
     names = LABELS | {name: (label, "", None) for name, label in SCALES.items()}
+    names |= {name: (label, "share", CHANCE) for name, label in RESIDUALISED.items()}
     names |= {"gap_p": (GAP_P, "p", None), "minimum_detectable_gap": (DETECTABLE, "share difference", None)}
     return {
         name: Estimate(label=label, value=None, n=0, unit=unit, method="none", reason=reason, null_value=null)
@@ -199,6 +218,9 @@ def shifted_gaps(shifted: Mapping[str, SettingNumbers], *, ties: str, bootstrap:
             name: estimate_from(empty, 0, label=label, unit="share difference", null_value=0.0, reason=reason)
             for name, label in labels.items()
         }
+    if len(parts) == 1:  # the same number must not have two intervals
+        only = next(iter(parts.values())).estimates["gap"]
+        return {name: only.model_copy(update={"label": label}) for name, label in labels.items()}
     total = sum(len(numbers.rows) for numbers in parts.values())
     values, start = np.full((total, len(parts)), np.nan), 0
     for j, numbers in enumerate(parts.values()):
@@ -265,6 +287,20 @@ def _scale(name: str, sides: Float64[np.ndarray, "N 2"], rows: RewardRows, *, bo
         reason, n = "every reward is the same", 0
     one = single_column(float(value[0]), drawn, n=n, n_clusters=int(boot.n_clusters[0]))
     return estimate_from(one, 0, label=SCALES[name], unit="", reason=reason)
+
+
+def _residualised(
+    name: str, margin: Float64[np.ndarray, "N"], rows: RewardRows, *, ties: str, bootstrap: int, seed: int
+) -> Estimate:
+    """Accuracy after what length predicts of the margin is taken away; the slope is fitted anew in every draw."""
+    some = np.isfinite(margin) & np.isfinite(rows.length_difference)
+    d, dn = margin[some], rows.length_difference[some]
+    codes, n_clusters = cluster_codes(rows.clusters[some])
+    drawn = residualised_draws(d, dn, codes, n_clusters, ties=ties, draws=bootstrap, seed=seed)
+    boot = single_column(residualised_accuracy(d, dn, ties), drawn, n=len(d), n_clusters=n_clusters)
+    return estimate_from(
+        boot, 0, label=RESIDUALISED[f"{name}_residualised"], null_value=CHANCE, reason=absent(f"accuracy_{name}", rows)
+    )
 
 
 def _ratio(means: Float64[np.ndarray, "B 3"]) -> Float64[np.ndarray, "B"]:

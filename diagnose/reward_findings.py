@@ -1,10 +1,14 @@
 """What the comparison of rewards says, in plain sentences: rules on intervals and adjusted p, never on a bare value."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from .phrases import in_points, in_share
+from .ranking_findings import noise_finding, unmoved_finding
 from .report import Estimate, Finding
+from .rewards import minimum_detectable_gap
+from .statistics import MIN_CLUSTERS
 
 Estimates = Mapping[str, Estimate]
 SIGNIFICANT = 0.05
@@ -34,13 +38,29 @@ def reward_headline(estimates: Estimates, shifted: Sequence[str]) -> str:
 
 
 def reward_findings(
-    estimates: Estimates, shifted: Sequence[str], holms: Mapping[str, float], *, beta: float
+    estimates: Estimates,
+    shifted: Sequence[str],
+    holms: Mapping[str, float],
+    *,
+    beta: float,
+    noise_floor: Mapping[str, Any] | None = None,
+    same_training: bool = False,
+    unmoved: bool = False,
 ) -> tuple[Finding, ...]:
-    """The findings of the section; those without an interval to rest on are left out."""
+    """The findings of the section; those without an interval to rest on are left out.
+
+    unmoved: policy and reference gave the same log-probabilities on every pair: there is no implicit reward.
+    """
+    if unmoved:
+        found = [unmoved_finding(section="rewards", rests_on="accuracy_implicit"), _length(estimates, "explicit")]
+        return tuple(finding for finding in found if finding is not None)
     found = [
+        noise_finding(noise_floor, section="rewards", rests_on="accuracy_implicit"),
         _headline(estimates, shifted),
+        _few_prompts(estimates),
         *(_length(estimates, which) for which in ("implicit", "explicit")),
-        _gap(estimates),
+        _gap(estimates, same_training=same_training),
+        *(_emptied(estimates, name) for name in shifted),
         _too_few(estimates),
         _shift(estimates, shifted, holms),
         _excess(estimates, shifted),
@@ -54,22 +74,39 @@ def _headline(estimates: Estimates, shifted: Sequence[str]) -> Finding:
     return _finding("info", reward_headline(estimates, shifted), names or ["accuracy_implicit"])
 
 
+def _few_prompts(estimates: Estimates) -> Finding | None:
+    for name in ("accuracy_implicit", "accuracy_explicit"):
+        number = estimates[name]
+        if number.value is not None and (number.n_clusters or 0) < MIN_CLUSTERS:
+            return _finding(
+                "notice",
+                f"The {number.n} in-distribution pairs stand on {number.n_clusters} prompts only: no interval, and no "
+                "rule on one was applied.",
+                [name],
+                "Score pairs from at least 20 prompts, better some hundred.",
+            )
+    return None
+
+
 def _length(estimates: Estimates, which: str) -> Finding | None:
     """Alarm unless the reward is above the better of the two rules on length."""
     over, accuracy = estimates[f"{which}_over_length"], estimates[f"accuracy_{which}"]
+    rules = (estimates["shorter_wins"], estimates["longer_wins"])
+    if all(rule.value == rule.low == rule.high for rule in rules):  # answers of one length: both rules guess
+        return None
     if over.low is None or over.high is None or over.low > 0:
         return None
     relation = "is worse than" if over.high < 0 else "is not measurably better than"
     return _finding(
         "alarm",
-        f"The {which} reward ({in_share(accuracy)} right) {relation} the better rule on length alone: it is ahead by "
-        f"{in_points(over)}.",
+        f"The {which} reward ({in_share(accuracy)} right) {relation} the better rule on length alone: the difference "
+        f"is {in_points(over)}.",
         [f"{which}_over_length", f"accuracy_{which}", "shorter_wins", "longer_wins"],
         "Do not use it as a judge before it clears this baseline; the table disagreement splits by length.",
     )
 
 
-def _gap(estimates: Estimates) -> Finding | None:
+def _gap(estimates: Estimates, *, same_training: bool) -> Finding | None:
     gap, p = estimates["gap"], estimates["gap_p"]
     if gap.low is None or gap.high is None or gap.low <= 0 <= gap.high:
         return None
@@ -80,6 +117,20 @@ def _gap(estimates: Estimates) -> Finding | None:
         f"In-distribution the {better} reward is right more often, on the same pairs: explicit minus implicit is "
         f"{in_points(gap)}{shown}.",
         ["gap", "gap_p"],
+        "" if same_training else "It may come of other training pairs, base or template, unless --same-training holds.",
+    )
+
+
+def _emptied(estimates: Estimates, name: str) -> Finding | None:
+    """Alarm: a set that was asked for says nothing."""
+    numbers = (estimates[f"accuracy_implicit_{name}"], estimates[f"accuracy_explicit_{name}"])
+    if any(number.value is not None for number in numbers):
+        return None
+    return _finding(
+        "alarm",
+        f"The shifted set {name} has no number: {numbers[0].reason}.",
+        [f"accuracy_implicit_{name}"],
+        "Give a set of other pairs: prompts that the main pairs ask too, and pairs that are in both, are left out.",
     )
 
 
@@ -92,8 +143,16 @@ def _too_few(estimates: Estimates) -> Finding | None:
         f"In-distribution no gap is measurable, which is no proof of none: {gap.n} pairs show one of "
         f"{100 * least.value:.1f} points with 80 % power.",
         ["gap", "minimum_detectable_gap"],
-        "To exclude a gap of 3 points some 1,700 pairs are needed where the rewards disagree on 20 %.",
+        f"To show a gap of 3 points some {_pairs_for(0.03, estimates['disagreement']):,} pairs are needed where the "
+        "rewards disagree as often as here; more with several pairs a prompt.",
     )
+
+
+def _pairs_for(gap: float, disagreement: Estimate) -> int:
+    """Pairs that show a gap with 80 % power, at the disagreement found; rounded up to two digits."""
+    least = minimum_detectable_gap(float(disagreement.value or 0.0), 1) ** 2 / gap**2
+    digit = 10 ** max(0, len(str(math.ceil(least))) - 2)
+    return math.ceil(least / digit) * digit
 
 
 def _shift(estimates: Estimates, shifted: Sequence[str], holms: Mapping[str, float]) -> Finding | None:

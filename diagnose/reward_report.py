@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..probes.pair_table import PairScores
 from .objectives import reward_trainer_metrics, trl_metrics
 from .ranking import TIES
+from .ranking_report import unmoved
 from .report import Estimate, Finding, Section, SectionResult
 from .reward_breakdowns import agreement_table, disagreement_table, pairs_table
 from .reward_calibration import calibration_estimates
@@ -48,6 +49,20 @@ TABLES = {
 }
 QUESTION = "Does the reward hidden in the policy generalise as well as a trained reward model?"
 RESERVED = ("p", "normalised")
+# what two settings must have in common to be compared
+SCORERS = (
+    "policy_fingerprint",
+    "reference_fingerprint",
+    "reference_kind",
+    "explicit",
+    "dtype",
+    "template",
+    "template_hash",
+    "eos",
+    "eos_id",
+    "vocabulary",
+    "tokenizer_hash",
+)
 CONFOUNDED = (
     "confounded: policy and reward model were not declared to share base, training pairs and template "
     "(--same-training), so a gap between them need not come from the kind of reward"
@@ -137,6 +152,7 @@ def reward_report(
     require_reward_settings(scores_by_setting, beta=beta, ties=ties, bootstrap=bootstrap)
     if not any(len(scores) for scores in scores_by_setting.values()):
         raise InputError("rewards: no pair was scored; see the rows set aside, by reason, in scores.invalid_counts")
+    require_same_scorers(scores_by_setting)
     settings = settings_rows(scores_by_setting, in_distribution=in_distribution, shifts=shifts or {})
     apart = [in_distribution, *sorted({*settings} - {in_distribution})]  # each with its own draws, in any order given
     numbers = {
@@ -165,9 +181,18 @@ def reward_report(
     return RewardReport(
         estimates=estimates,
         tables=tables,
-        findings=reward_findings(estimates, list(shifted), holms, beta=beta),
+        findings=reward_findings(
+            estimates,
+            list(shifted),
+            holms,
+            beta=beta,
+            noise_floor=None if main is None else main.settings.get("noise_floor"),
+            same_training=same_training,
+            unmoved=main is not None and unmoved(main),
+        ),
         text=reward_headline(estimates, list(shifted)),
-        settings={
+        settings=dict({} if main is None else main.settings)
+        | {
             "beta": beta,
             "in_distribution": in_distribution,
             "shifts": {name: rows.shift for name, rows in settings.items() if name != in_distribution},
@@ -207,10 +232,26 @@ def require_reward_settings(names: Mapping[str, object], *, beta: float, ties: s
         raise InputError(f"bootstrap={bootstrap}: expected at least 1 draw; 2000 is the default")
 
 
+def require_same_scorers(scores: Mapping[str, PairScores]) -> None:
+    """Refuse tables of other models, precision or text policy: a drop between them would not be one of the data.
+
+    Only what both tables state is compared. Raises InputError naming the setting, the key and both values.
+    """
+    names = list(scores)
+    for name in names[1:]:
+        here, there = scores[names[0]].settings, scores[name].settings
+        for key in SCORERS:
+            if here.get(key) is not None and there.get(key) is not None and here[key] != there[key]:
+                raise InputError(
+                    f"'{name}' was not scored like '{names[0]}': {key} is {there[key]!r}, there {here[key]!r}; score "
+                    "both with the same models and options"
+                )
+
+
 def require_setting_name(name: str) -> None:
     """A name that can stand in the name of an estimate: letters, digits and _, no ending of one. Raises InputError."""
     if not name or not name.replace("_", "a").isalnum() or not name.isascii():
-        raise InputError(f"setting '{name}': a name of letters, digits and _ is expected: names of estimates end in it")
+        raise InputError(f"setting '{name}' (of --shifted): use letters, digits and _, as names of estimates end in it")
     if name.split("_")[0] in RESERVED:  # gap_p is the p of a gap, and gap_p_x that of setting x
         raise InputError(f"setting '{name}': names of estimates end in p and normalised already; choose another one")
 
@@ -268,8 +309,10 @@ def _counts(
         found[f"pairs{end}"] = len(rows)
         found[f"prompts{end}"] = len(np.unique(rows.clusters))
         found |= {f"{reason}{end}": n for reason, n in rows.counts.items() if n}
-        aside = sum(scores[name].invalid_counts.values())
-        found |= {f"set_aside{end}": aside} if aside else {}
+        for scorer, margin in (("implicit", rows.implicit_margin), ("explicit", rows.explicit_margin)):
+            found[f"{scorer}_ties{end}"] = int((margin == 0).sum())
+        found |= {f"set_aside_{reason}{end}": n for reason, n in scores[name].invalid_counts.items()}
+        found |= {f"{flag}{end}": int(n) for flag, n in scores[name].counts.items() if flag not in rows.counts}
     return found
 
 

@@ -4,7 +4,7 @@ A setting is a set of pairs: the in-distribution one, or one that is shifted fro
 are asked; in a response shift the same questions get other answers (paraphrased, translated, of another generator).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -94,12 +94,7 @@ def settings_rows(
     only pairs that are the same there. Which of the two a set is, `shifts` says, else the share of shared prompts.
     Raises InputError for an unknown kind of shift or one for a set that is not there.
     """
-    for name, shift in shifts.items():
-        if name not in scores or name == in_distribution:
-            shifted = [other for other in scores if other != in_distribution]
-            raise InputError(f"shifts: no shifted set '{name}'; there are: {', '.join(shifted) or 'none'}")
-        if shift not in SHIFTS:
-            raise InputError(f"shifts: '{shift}' of '{name}' is unknown; choose from {', '.join(SHIFTS)}")
+    require_shifts(shifts, [name for name in scores if name != in_distribution])
     base = scores.get(in_distribution)
     found = {}
     if base is not None:
@@ -129,6 +124,15 @@ def prompt_names(frame: pd.DataFrame) -> list[str | None]:
         f"text {text}" if not pd.isna(text) else None if pd.isna(own) or own == pair else f"id {own}"
         for text, own, pair in zip(*columns, strict=True)
     ]
+
+
+def require_shifts(shifts: Mapping[str, str], shifted: Collection[str]) -> None:
+    """Every kind of shift is one of `SHIFTS` and belongs to a shifted set. Raises InputError."""
+    for name, shift in shifts.items():
+        if name not in shifted:
+            raise InputError(f"shifts: no shifted set '{name}'; there are: {', '.join(shifted) or 'none'}")
+        if shift not in SHIFTS:
+            raise InputError(f"shifts: '{shift}' of '{name}' is unknown; choose from {', '.join(SHIFTS)}")
 
 
 def _shifted(name: str, table: PairScores, base: PairScores | None, declared: str | None) -> RewardRows:
@@ -182,11 +186,11 @@ def _without(scores: PairScores, gone: Bool[np.ndarray, "N"]) -> PairScores:
 
 
 def _same_pairs(frame: pd.DataFrame, base: pd.DataFrame) -> Bool[np.ndarray, "N"]:
-    """Pairs that the other file holds too: one prompt, lengths and log-probabilities of both completions."""
+    """Pairs that the other file holds too, either way round: one prompt, lengths and log-probabilities of both."""
     there: dict[str, list[Float64[np.ndarray, "4"]]] = {}
     for prompt, numbers in zip(prompt_names(base), _fingerprints(base), strict=True):
         if prompt is not None:
-            there.setdefault(prompt, []).append(numbers)
+            there.setdefault(prompt, []).extend((numbers, numbers[[1, 0, 3, 2]]))
     rows = zip(prompt_names(frame), _fingerprints(frame), strict=True)
     return np.array(
         [any(np.abs(own - other).max() <= SAME_NATS for other in there.get(prompt or "", ())) for prompt, own in rows],

@@ -102,6 +102,13 @@ def single_column(
     )
 
 
+def smaller_of(boot: BootstrapMeans, first: int, second: int) -> BootstrapMeans:
+    """The smaller of two columns' means, chosen anew in every draw: a choice made once would pass for no choice."""
+    drawn = np.minimum(boot.draws[:, first], boot.draws[:, second])
+    value = float(np.minimum(boot.mean[first], boot.mean[second]))
+    return single_column(value, drawn, n=int(boot.n[first]), n_clusters=int(boot.n_clusters[first]), level=boot.level)
+
+
 def cluster_codes(clusters: Shaped[np.ndarray, "N"]) -> tuple[Int[np.ndarray, "N"], int]:
     """Clusters as 0..C-1 in sorted order, and C."""
     labels, codes = np.unique(clusters.astype(str) if clusters.dtype == object else clusters, return_inverse=True)
@@ -147,7 +154,7 @@ def estimate_from(
     """A column of a bootstrap as an `Estimate`.
 
     No row has a value: null, with `reason`. Fewer than 20 clusters: the value alone. A share of exactly 0 or 1, where
-    every draw is the same: Wilson's interval on the number of clusters.
+    every draw is the same: Wilson's interval on the number of clusters; of a difference that is 0 in every draw too.
     """
     value, n, n_clusters = float(boot.mean[column]), int(boot.n[column]), int(boot.n_clusters[column])
     low, high = float(boot.low[column]), float(boot.high[column])
@@ -163,6 +170,9 @@ def estimate_from(
         if unit == "share" and value in (0.0, 1.0):
             low, high = wilson(value * n_clusters, n_clusters, level=boot.level)
             method = "Wilson's interval on clusters, because the share is exactly 0 or 1"
+        elif unit == "share difference" and low == high == value == 0.0:
+            high = wilson(0.0, n_clusters, level=boot.level)[1]
+            low, method = -high, "Wilson's interval on clusters of how often the two differ: they never did"
     return Estimate(
         label=label,
         value=None if n == 0 else value,
@@ -197,7 +207,7 @@ def sign_flip_max_t(
     unit = np.divide(differences, scale, out=np.zeros_like(differences), where=scale > 0)
     # |t| = sqrt(n - 1) r / sqrt(1 - r^2) with r = |mean| / rms, and flips leave the rms alone: compare r, not t
     observed = np.abs(unit.mean(0))
-    exact = 2.0**n <= flips
+    exact = n < 64 and 2**n <= flips  # 2.0**n overflows from 1,024 rows on
     total = 2**n if exact else flips
     reached = np.zeros(m)
     generator = np.random.default_rng(seed)

@@ -27,12 +27,14 @@ def audit_tables(
     only: Sequence[str] | str | None = None,
     out: str | os.PathLike[str] | None = None,
     settings: PreferenceSettings | None = None,
+    max_invalid: float = 0.05,
     command: str = "alignscope.audit_tables(...)",
 ) -> Report:
     """Ranking and reward sections of a pair table, and of shifted ones beside it.
 
     scores, shifted: tables that `alignscope score` or `PairScores.save` wrote, or anybody's with `policy_chosen` and
         `policy_rejected` (.parquet, .csv, .jsonl; see PairScores.read). The sections are those of `audit`.
+    max_invalid: share of rows set aside above which nothing is computed.
     out: run directory; a finished one is read back, one of other settings or tables refused.
     Raises InputError for a table or setting that cannot be used.
     """
@@ -50,8 +52,7 @@ def audit_tables(
     main = _read(scores)
     elsewhere = {name: _read(table) for name, table in (shifted or {}).items()}
     for name, table in {ID: main, **elsewhere}.items():
-        if not len(table):
-            raise InputError(f"{name}: no pair is left in this table; rows set aside: {table.invalid_counts}")
+        _require_rows(name, table, max_invalid)
     data = {"scores": _facts(scores, main)}
     data |= {f"shifted {name}": _facts((shifted or {})[name], table) for name, table in elsewhere.items()}
     given: dict[str, Any] = {
@@ -61,6 +62,7 @@ def audit_tables(
         "smoothing": settings.smoothing,
         "assumed_preference": settings.assumed_preference,
         "same_training": settings.same_training,
+        "shifts": dict(settings.shifts or {}),
         "bootstrap": settings.bootstrap,
     }
     run = None
@@ -83,6 +85,8 @@ def audit_tables(
                 found = ranking_sections(main, settings)
             else:
                 found = reward_sections(main, elsewhere, settings)
+                if "ranking" not in wanted:
+                    found += ranking_sections(main, settings, companions_only=True)
         results += [found[0].costed(watch.cost(name)), *found[1:]]
     policy = str(main.settings.get("policy") or "a pair table")
     report = Report.assemble(
@@ -104,6 +108,19 @@ def audit_tables(
     if run is not None:
         report.save(run.path)
     return report
+
+
+def _require_rows(name: str, table: PairScores, max_invalid: float) -> None:
+    """Stop where more of a table than `max_invalid` cannot be used. Raises InputError with the reasons."""
+    aside = len(table.invalid)
+    reasons = ", ".join(f"{n} {reason}" for reason, n in table.invalid_counts.items())
+    if not len(table):
+        raise InputError(f"{name}: no pair is left in this table; rows set aside: {reasons}")
+    if aside > max_invalid * (aside + len(table)):
+        raise InputError(
+            f"{name}: {aside} of {aside + len(table)} rows cannot be used, more than --max-invalid {max_invalid:g}: "
+            f"{reasons} (first: {'; '.join(first_rows(table.invalid, 1))}). Mend the table, or raise --max-invalid"
+        )
 
 
 def _sections(only: Sequence[str] | str | None) -> tuple[str, ...]:

@@ -61,6 +61,7 @@ class EncodedPair:
     start: int  # chosen_ids[:start] == rejected_ids[:start]: what both are conditioned on
     n_prompt: int  # tokens of the prompt alone
     boundary_shift: bool  # the prompt's last token merged with a completion: start < n_prompt
+    truncated: bool  # the prompt's beginning was cut, on both sides alike
     special_in_text: bool  # the text itself spells a special token
     raw_on_template_model: bool  # a raw string, though the tokenizer has a chat template (template="auto")
 
@@ -176,6 +177,7 @@ class Encoder:
             raise RowError("identical_completions", "both completions are the same ids")
         if self.policy.eos == "append" or (self.policy.eos == "auto" and not chosen.templated):
             sides = [self._with_end(side) for side in sides]
+        whole = max(map(len, sides))
         sides, start, n_prompt = self._fit(sides, start, n_prompt, prompt)
         return EncodedPair(
             pair=pair,
@@ -185,6 +187,7 @@ class Encoder:
             start=start,
             n_prompt=n_prompt,
             boundary_shift=shifted,
+            truncated=max(map(len, sides)) < whole,
             special_in_text=any(self._spells_special(text) for text in (pair.prompt, pair.chosen, pair.rejected)),
             raw_on_template_model=not chosen.templated and self.policy.template == "auto" and self.renderer.has_own,
         )

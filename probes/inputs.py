@@ -198,6 +198,8 @@ def check_invalid(file: PairFile | PromptFile, max_invalid: float = 0.05, *, mor
         f"{n} {reason} (first: row {first[reason].row}, {first[reason].detail})"
         for reason, n in Counter(row.reason for row in invalid).most_common()
     )
+    if any(row.reason == "too_long" for row in invalid):
+        reasons += ". Too long: --over-length prompt_left (over_length=) cuts prompts, the same for both sides"
     share = _share_set_aside(file, len(later), 1 - kept / everything if everything else 1.0)
     if kept <= 0:
         raise InputError(f"{file.source}: nothing is left: {share}: {reasons}. Mend the file")

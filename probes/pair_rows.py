@@ -41,6 +41,7 @@ class Pair:
     ranking_id: str | None = None  # the row with several responses that the pair was made from
     response_chosen: int = -1  # which of its responses, from 0
     response_rejected: int = -1
+    n_responses: int = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

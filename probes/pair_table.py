@@ -40,6 +40,7 @@ COLUMNS = {
     "ranking_id": ("str", "the row with more than two responses that the pair was made from; None where it is a pair"),
     "response_chosen": ("int64", "which response of that row, from 0; -1 where it is a pair"),
     "response_rejected": ("int64", ""),
+    "n_responses": ("int64", "responses of that row; -1 where it is a pair"),
     "split": ("str", "as given"),
     "tag": ("str", "as given"),
 }
@@ -114,6 +115,9 @@ class PairScores:
         found = []
         if len(self) and self.has_reference and not self.log_ratios().any():
             found.append("policy and reference give exactly the same log-probabilities: are they the same weights?")
+        above = (self.frame[["policy_chosen", "policy_rejected"]] > 1e-6).any(axis=1)
+        if n_above := int(above.sum()):
+            found.append(f"in {n_above} pairs a log-probability is above 0, which none can be: are these other scores?")
         if n := self.counts.get("raw_on_template_model"):
             found.append(
                 f"{n} pairs are plain strings and were read raw, though the tokenizer has a chat template; "
@@ -121,6 +125,8 @@ class PairScores:
             )
         if n := self.counts.get("special_in_text"):
             found.append(f"{n} pairs spell a special token in their text, which the model reads as that token")
+        if n := self.counts.get("truncated"):
+            found.append(f"in {n} pairs the prompt's beginning was cut to the length limit, the same for both answers")
         if n := self.counts.get("boundary_shift"):
             found.append(f"in {n} pairs the prompt's last token merges with a completion; it is scored with it")
         if n := self.counts.get("contradicting_pair"):

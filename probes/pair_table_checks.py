@@ -12,7 +12,8 @@ from .pair_table import COLUMNS, PAIRED
 
 WANTED = ("policy_chosen", "policy_rejected")
 VOTES = ("votes_chosen", "votes_rejected", "votes_tie")
-_LEAST = {"n_votes": 0, "n_chosen": 0, "n_rejected": 0, "n_prompt": 0, "response_chosen": -1, "response_rejected": -1}
+_LEAST = dict.fromkeys(("n_votes", "n_chosen", "n_rejected", "n_prompt"), 0)
+_LEAST |= dict.fromkeys(("response_chosen", "response_rejected", "n_responses"), -1)
 _TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
@@ -51,7 +52,7 @@ def filled(frame: pd.DataFrame) -> pd.DataFrame:
     defaults: dict[str, Any] = {"pair_id": [str(i + 1) for i in range(len(frame))], "n_votes": 1.0, "preference": 1.0}
     defaults |= {"swapped": False, "boundary_shift": False, "human_tie": False}
     defaults |= dict.fromkeys(("n_chosen", "n_rejected", "n_prompt"), 0)
-    defaults |= dict.fromkeys(("response_chosen", "response_rejected"), -1)
+    defaults |= dict.fromkeys(("response_chosen", "response_rejected", "n_responses"), -1)
     table = frame.copy()
     for name, (dtype, _) in COLUMNS.items():
         if name not in table:

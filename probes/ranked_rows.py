@@ -45,6 +45,7 @@ def parse_ranking(row: dict[str, Any] | str, number: int) -> list[Pair]:
                 ranking_id=ranking_id,
                 response_chosen=first,
                 response_rejected=second,
+                n_responses=len(responses),
                 prompt_id=prompt_id,
                 split=split,
                 tag=tag,

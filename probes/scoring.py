@@ -131,6 +131,7 @@ def score_pairs(
         frame["ches"], frame["ches_normalised"] = [x.plain for x in ches], [x.normalised for x in ches]
     frame["prompt_id"] = _prompt_ids(encoded) if cluster == "prompt" else _response_clusters(encoded)
     counts = {
+        "truncated": sum(pair.truncated for pair in encoded),
         "special_in_text": sum(pair.special_in_text for pair in encoded),
         "raw_on_template_model": sum(pair.raw_on_template_model for pair in encoded),
         "contradicting_pair": contradicting,
@@ -246,7 +247,7 @@ def _table(encoded: list[EncodedPair], totals: Mapping[str, list[float]], explic
     columns["human_tie"] = [share == 0.5 for share, _ in preferences]
     columns["overlap"] = [_overlap(pair) for pair in encoded]
     columns |= dict.fromkeys(("ches", "ches_normalised", "mismatched"), float("nan"))
-    for name in ("ranking_id", "response_chosen", "response_rejected"):
+    for name in ("ranking_id", "response_chosen", "response_rejected", "n_responses"):
         columns[name] = [getattr(pair.pair, name) for pair in encoded]
     return pd.DataFrame(columns)
 

@@ -278,3 +278,36 @@ class TestBadInput:
     def test_a_language_model_as_reward_head(self, zoo, policy, pairs, tmp_path):
         message = self.audit(policy, zoo["llama"], pairs, tmp_path / "run", "--reward", zoo["llama"])
         assert "score.weight" in message
+
+
+class TestTables:
+    """`audit --scores` reads a table and opens no model."""
+
+    @pytest.fixture
+    def table(self, tmp_path) -> Path:
+        path = tmp_path / "mine.csv"
+        rows = "".join(f"{-5 - i % 3},-6,-6,-6.5\n" for i in range(40))
+        path.write_text("policy_chosen,policy_rejected,reference_chosen,reference_rejected\n" + rows)
+        return path
+
+    def test_a_table_of_ones_own_becomes_a_report(self, table, tmp_path):
+        gate = "ranking.accuracy<0.9"
+        done = run("audit", "--scores", table, "--out", tmp_path / "run", "--quiet", "--fail-if", gate)
+        assert done.returncode == 1, done.stderr
+        assert {s.name for s in Report.load(tmp_path / "run").sections} >= {"ranking", "rewards", "objectives"}
+
+    def test_options_that_only_models_have_are_refused(self, table, tmp_path):
+        message = refused("audit", "--scores", table, "--out", tmp_path / "run", "--ches", "--template", "none")
+        assert "opens no model: leave --ches, --template away" in message
+
+    @pytest.mark.parametrize("option", ["--shifted", "--shift-kind"])
+    def test_a_shift_without_a_name_is_refused(self, option, table, tmp_path):
+        assert f"{option} maths: expected NAME=..." in refused(
+            "audit", "--scores", table, "--out", tmp_path / "run", option, "maths"
+        )
+
+    def test_an_unknown_kind_of_shift_is_refused(self, table, tmp_path):
+        message = refused(
+            "audit", "--scores", table, "--out", tmp_path / "run", "--shifted", f"a={table}", "--shift-kind", "a=topic"
+        )
+        assert "'topic shift' of 'a' is unknown; choose from prompt shift, response shift" in message

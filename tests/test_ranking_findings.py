@@ -73,10 +73,16 @@ def test_a_reward_that_moved_right_is_told_beside_a_ranking_that_fell():
 
 
 @pytest.mark.parametrize("n", [20, 57, 100, 805])
-def test_a_policy_that_is_its_reference_is_not_called_anything(n):
+def test_a_policy_that_hardly_moved_is_not_called_anything(n):
     """Whatever the rounding of means of ln 2."""
     margin = np.resize(HALF, n) * 3
-    assert said(frame(margin, margin, **JUDGED)) <= {("info", "accuracy"), ("info", "gap")}
+    table = frame(margin, margin, **JUDGED)
+    table.loc[0, "policy_chosen"] += 2**-20
+    assert said(table) <= {("info", "accuracy"), ("info", "gap")}
+
+
+def test_a_policy_that_is_its_reference_is_an_alarm_and_nothing_else():
+    assert said(frame(3 * HALF, 3 * HALF, **JUDGED)) == {("alarm", "accuracy"), ("info", "accuracy")}
 
 
 def test_few_prompts_silence_the_rules():

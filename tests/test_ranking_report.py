@@ -11,7 +11,7 @@ from scipy.special import logit
 
 from alignscope.diagnose.ranking import SMOOTHINGS, idealized_accuracy, smooth_preference
 from alignscope.diagnose.report import Manifest
-from alignscope.diagnose.statistics import mcnemar
+from alignscope.diagnose.statistics import mcnemar, wilson
 
 Z2 = stats.norm.ppf(0.975) ** 2
 NO_REFERENCE = "no reference model was given"
@@ -192,11 +192,14 @@ def test_the_idealised_table_equals_a_naive_loop():
     assert set(found.smoothing) == set(SMOOTHINGS)
     assert {0.05, 0.1, 2.0} <= set(found.beta)
     rows = table[table.preference != 0.5]
-    for step in found.itertuples():
+    apart = found.beta.diff(-1).abs() > 1e-8 * found.beta  # two pairs may share a step up to rounding
+    assert apart.sum() > 150
+    for step in found[apart].itertuples():
         right = 0
         for row in rows.itertuples():
             p = smooth_preference(row.preference * row.n_votes, row.n_votes, step.smoothing)
-            right += row.reference_chosen - row.reference_rejected + logit(p) / step.beta > 0
+            beta = step.beta * (1 + 1e-9)  # a value holds from its step on, and at the step itself rounding decides
+            right += row.reference_chosen - row.reference_rejected + logit(p) / beta > 0
         assert step.value == pytest.approx(right / len(rows))
         assert step.low <= step.value <= step.high
 
@@ -227,12 +230,12 @@ def test_three_answers(beta, share):
 
 
 def test_gaps_are_paired_on_the_rows_that_have_a_strength():
-    """40 pairs of four votes, all at their limit, and 40 of one label, all wrong: the gap is 0 without doubt."""
+    """40 pairs of four votes, all at their limit, and 40 of one label, all wrong: the gap is 0 on every pair."""
     table = frame([1, -1] * 20 + [-1] * 40, [1, -50] * 20 + [1] * 40, preference=1.0, n_votes=[4.0] * 40 + [1.0] * 40)
     found = report(table, beta=1.0)
     ideal, gap = found.estimates["idealized_accuracy"], found.estimates["gap"]
     assert (ideal.value, ideal.n, found.estimates["accuracy"].value) == (0.5, 40, 0.25)
-    assert (gap.value, gap.low, gap.high, gap.n) == (0.0, 0.0, 0.0, 40)
+    assert (gap.value, gap.low, gap.high, gap.n) == (0.0, -wilson(0.0, 40)[1], wilson(0.0, 40)[1], 40)
     assert ideal.high - ideal.low > 0.2
     assert any("rest on 40 of 80 pairs" in warning for warning in found.warnings)
 
@@ -385,3 +388,35 @@ def test_quarters_of_length_never_split_equal_differences():
     assert quarters.reward_accuracy.isna().all()
     table["n_chosen"] = np.where(np.arange(120) < 100, 10, 14)
     assert report(table).tables["length"].n.tolist() == [100, 20]
+
+
+def ranking(lost: int | None, n: int = 30) -> pd.DataFrame:
+    """n rankings of 4 responses, 3 best, all ranked right; response `lost` of the first ranking was set aside."""
+    rows = [
+        {"ranking_id": f"r{i}", "prompt_id": f"p{i}", "response_chosen": a, "response_rejected": b, "n_responses": 4,
+         "policy_chosen": float(a), "policy_rejected": float(b)}
+        for i in range(n) for a in range(4) for b in range(a)
+        if i or lost not in (a, b)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("lost", [0, 3])
+def test_a_ranking_that_lost_a_response_is_not_judged_as_a_shorter_one(lost):
+    found = report(ranking(lost))
+    exact = found.estimates["orders_exact"]
+    assert (exact.value, exact.n, exact.null_value) == (1.0, 29, pytest.approx(1 / 24))
+    assert any("1 of 30 rankings lost a pair" in warning for warning in found.warnings)
+
+
+def test_whole_rankings_are_judged_without_a_warning():
+    found = report(ranking(None))
+    assert found.estimates["orders_exact"].n == 30
+    assert not any("rankings" in warning for warning in found.warnings)
+
+
+def test_ties_of_the_policy_are_no_missing_reference():
+    tied = {"policy_chosen": -1.0, "policy_rejected": -1.0, "reference_chosen": -1.0, "reference_rejected": -2.0}
+    found = report(ranking(None).assign(**tied)).estimates
+    assert found["orders_tau_b"].reason == "the policy ties all responses of every ranking"
+    assert found["orders_exact"].value == 0.0

@@ -134,11 +134,11 @@ def test_a_beta_that_does_not_fit_is_named(factor, word):
 def test_few_prompts_silence_the_rules():
     lengths = {"n_chosen": 1, "n_rejected": 2}
     tables = {ID: pair(100 * MOST[:19], HALF[:19], **lengths), "a": elsewhere(HALF[:19], ALL[:19])}
-    assert said(tables) == {("info", "accuracy_implicit")}
+    assert said(tables) == {("info", "accuracy_implicit"), ("notice", "accuracy_implicit")}
 
 
-def test_a_policy_that_is_its_reference_is_not_called_anything():
-    assert said(pair(0 * ALL)) == {("info", "accuracy_implicit")}
+def test_a_policy_that_is_its_reference_is_an_alarm_and_nothing_else():
+    assert said(pair(0 * ALL)) == {("alarm", "accuracy_implicit")}
 
 
 def test_confounding_is_said_unless_the_training_was_the_same():

@@ -5,6 +5,8 @@ import pytest
 from ranking_tables import mixed
 from reward_tables import ID, other, reasons, report, table
 
+from alignscope import InputError, PairScores, reward_report
+
 
 def test_prompts_of_a_prompt_shift_that_are_asked_in_distribution_are_left_out():
     base = table([1.0] * 30, [1.0] * 30, prompt_hash=[f"h{i}" for i in range(30)])
@@ -75,3 +77,31 @@ def test_numbers_of_rows_are_no_prompts():
     found = report({ID: table([1.0] * 30, [1.0] * 30), "a": table([1.0] * 60, [1.0] * 60)})
     assert (found.counts["pairs_a"], found.counts["prompt_not_known_a"]) == (60, 60)
     assert any("a: 60 pairs name no prompt" in text for text in found.warnings)
+
+
+def test_a_pair_turned_round_is_the_same_pair():
+    hashes = [f"h{i}" for i in range(30)]
+    base = table(np.arange(30) / 8, [1.0] * 30, prompt_hash=hashes, n_chosen=5, n_rejected=6)
+    sides = {"chosen": "rejected", "rejected": "chosen"}
+    turned = base.rename(columns=lambda name: "_".join(sides.get(part, part) for part in name.split("_")))
+    found = report({ID: base, "a": turned})
+    assert (found.counts["identical_pairs_removed_a"], found.counts["pairs_a"]) == (30, 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("policy_fingerprint", "b"), ("explicit", "rm2"), ("dtype", "bfloat16"), ("eos", "append")]
+)
+def test_tables_of_other_models_or_text_are_not_compared(key, value):
+    settings = {"policy_fingerprint": "a", "explicit": "rm1", "dtype": "float32", "eos": "none"}
+    tables = {
+        name: PairScores.from_frame(mixed(seed=seed), settings=settings | more)
+        for seed, (name, more) in enumerate({ID: {}, "maths": {key: value}}.items())
+    }
+    with pytest.raises(InputError, match=f"'maths' was not scored like '{ID}': {key} is '{value}'"):
+        reward_report(tables, bootstrap=10)
+
+
+def test_what_one_table_does_not_say_is_not_held_against_the_other():
+    base = PairScores.from_frame(mixed(), settings={"dtype": "float32"})
+    tables = {ID: base, "a": PairScores.from_frame(mixed(seed=1))}
+    assert reward_report(tables, bootstrap=10).estimates["gap_a"].value is not None

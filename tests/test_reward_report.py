@@ -230,7 +230,7 @@ def test_pairs_without_an_explicit_score_leave_both_rewards_and_are_counted():
 def test_rows_set_aside_before_are_counted():
     data = table([1.0] * 3, [1.0] * 3)
     data.loc[1, "policy_chosen"] = np.nan
-    assert report(data).counts["set_aside"] == 1
+    assert report(data).counts["set_aside_non_finite_policy"] == 1
 
 
 # ---- what is refused

@@ -610,3 +610,12 @@ def test_a_reward_function_may_return_any_row_of_numbers(policy, kind):
     assert [*scores["explicit_chosen"]] == [2.0] * 5
     none = score_pairs(policy, None, ROWS, reward=lambda prompts, completions: [None, 1] + [2, 1] * 4)
     assert none.counts["explicit_missing"] == 1
+
+
+def test_prompts_that_were_cut_are_counted_and_told():
+    from test_shared_prefix import rows, tiny
+
+    some = [row | {"prompt": "p" * 60} for row in rows(2)] + rows(4)[2:]
+    found = score_pairs(tiny(0), None, some, max_length=40, over_length="prompt_left")
+    assert found.counts["truncated"] == 2
+    assert any(text.startswith("in 2 pairs the prompt's beginning was cut") for text in found.notices)

@@ -18,6 +18,7 @@ from alignscope.diagnose.statistics import (
     holm,
     jackknife_interval,
     mcnemar,
+    paired_p,
     percentile_interval,
     resampled_counts,
     sign_flip_max_t,
@@ -398,3 +399,12 @@ def test_mcnemar():
     assert mcnemar(0, 0) == mcnemar(3, 3) == 1.0
     with pytest.raises(ValueError, match=">= 0"):
         mcnemar(-1, 2)
+
+
+def test_a_thousand_prompts_and_more_are_tested_by_drawn_signs():
+    """2^n is beyond the largest float from n = 1,024 on."""
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(1_050), 2).astype(str)
+    p, method = paired_p(rng.choice([-1.0, 0.0, 1.0], 2_100), clusters, flips=199)
+    assert 0.005 <= p <= 1
+    assert method.startswith("sign flip")

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from ranking_tables import frame, mixed
@@ -155,7 +156,7 @@ def test_the_same_call_gives_the_same_report():
     ("only", "names"),
     [
         ("ranking", ["ranking", "length", "displacement"]),
-        (["rewards"], ["rewards", "objectives"]),
+        (["rewards"], ["rewards", "objectives", "length", "displacement"]),
         ("rewards, ranking", ["ranking", "length", "displacement", "rewards", "objectives"]),
     ],
 )
@@ -199,3 +200,13 @@ def test_files_that_are_no_tables_are_refused_by_name(tmp_path):
             audit_tables(tmp_path / name)
     with pytest.raises(InputError, match=r"gone\.csv"):
         audit_tables(tmp_path / "gone.csv")
+
+
+def test_a_table_that_lost_more_than_its_share_is_refused_with_the_reasons():
+    table = mixed()
+    table.loc[:9, "reference_chosen"] = np.nan
+    scores = PairScores.from_frame(table)
+    with pytest.raises(InputError, match=r"10 of 120 rows cannot be used.*10 non_finite_reference \(first: row 1 "):
+        audit_tables(scores, settings=FEW)
+    report = audit_tables(scores, settings=FEW, max_invalid=0.1)
+    assert any("10 rows were set aside: 10 non_finite_reference" in text for text in report.section("ranking").warnings)
