@@ -118,12 +118,12 @@ def print_truths(truths: "pd.DataFrame") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(width=max(96, Console().width))  # names are whole, whatever the terminal
     table = Table(
         title="Estimate beside the exact truth (by enumeration of all 256 responses)", title_justify="left", box=None
     )
     for column in ("estimate", "value", "95 % interval", "truth", "inside"):
-        table.add_column(column, justify="left" if column == "estimate" else "right")
+        table.add_column(column, justify="left" if column == "estimate" else "right", no_wrap=True)
     for row in truths.itertuples(index=False):
         table.add_row(
             str(row.estimate),

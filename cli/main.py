@@ -34,6 +34,7 @@ app = typer.Typer(
     epilog="Start here: `alignscope demo` trains small models with known answers and audits them; no network.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # plain help: nothing is cut at 80 columns, and rich is not imported for it
     pretty_exceptions_enable=False,
 )
 app.command("audit")(audit.audit)

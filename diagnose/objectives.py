@@ -91,9 +91,9 @@ class ObjectiveTable:
         by_share = self.losses.sort_values("share_view_right", kind="stable")
         low, high = by_share.iloc[0], by_share.iloc[-1]
         text = (
-            f"{len(self.losses)} objectives on up to {self.losses['n'].max()} pairs: chosen is better enough in "
-            f"{low['share_view_right']:.0%} ({low['objective']}) to {high['share_view_right']:.0%} "
-            f"({high['objective']}) of them."
+            f"{len(self.losses)} objectives on up to {self.losses['n'].max()} pairs: the share they take as "
+            f"settled (view above 0) runs from {low['share_view_right']:.0%} ({low['objective']}) to "
+            f"{high['share_view_right']:.0%} ({high['objective']})."
         )
         together = self.agreement[self.agreement["n"] > 0]
         if len(together):

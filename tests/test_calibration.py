@@ -13,6 +13,7 @@ from scipy.stats import chi2
 
 from alignscope.diagnose import calibration as module
 from alignscope.diagnose.calibration import NO_ROWS, NO_SPREAD, SOFT, calibration, fit_beta
+from alignscope.diagnose.rewards import generator_fit
 from alignscope.diagnose.statistics import resampled_counts, wilson
 
 LN3 = math.log(3)
@@ -472,3 +473,34 @@ def test_the_seed_alone_decides_the_draws():
 def test_bad_input_to_calibration_is_refused(more, match):
     with pytest.raises(ValueError, match=match):
         calibration(**({"margin": [1.0, -1.0]} | more))
+
+
+# ---- the generators' log-odds on the policy's log-ratios
+
+
+def test_a_policy_that_learned_the_generators_has_slope_one_over_beta_and_explains_all():
+    odds = np.array([2.0, -1.0, 0.5])
+    fit = generator_fit(odds / 0.1, odds)
+    assert (fit.slope, fit.r_squared, fit.n) == (pytest.approx(0.1), pytest.approx(1.0), 3)
+
+
+def test_turning_a_pair_turns_both_and_moves_nothing():
+    d, odds = np.array([1.0, 2.0, -1.0]), np.array([0.5, 3.0, 1.0])
+    turn = np.array([1.0, -1.0, -1.0])
+    assert generator_fit(turn * d, turn * odds) == generator_fit(d, odds)
+
+
+def test_slope_and_share_in_closed_form():
+    """slope = (1*1 + 1*0) / 2; what it leaves: (1/2)^2 + (1/2)^2 of 1."""
+    fit = generator_fit([1.0, 1.0], [1.0, 0.0])
+    assert (fit.slope, fit.r_squared) == (0.5, 0.5)
+
+
+def test_without_spread_there_is_no_slope():
+    assert generator_fit([0.0, 0.0], [1.0, 2.0]).slope is None
+
+
+@pytest.mark.parametrize(("d", "odds"), [([1.0], [1.0, 2.0]), ([math.nan], [1.0])])
+def test_what_cannot_be_fitted_is_refused(d, odds):
+    with pytest.raises(ValueError, match=r"expected two lists of one length|not finite everywhere"):
+        generator_fit(d, odds)

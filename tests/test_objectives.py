@@ -557,8 +557,8 @@ def test_tables_come_out_as_copies():
 
 def test_the_summary_names_the_two_objectives_that_agree_least():
     assert objective_table(table(ONE_PAIR), gamma=[]).summary() == (
-        "15 objectives on up to 1 pairs: chosen is better enough in 0% (hinge) to 100% (sppo_hard) of them. dpo and "
-        "hinge agree least: the same sign on 0% of 1 pairs. Absent: dpo_soft."
+        "15 objectives on up to 1 pairs: the share they take as settled (view above 0) runs from 0% (hinge) to 100% "
+        "(sppo_hard). dpo and hinge agree least: the same sign on 0% of 1 pairs. Absent: dpo_soft."
     )
 
 
