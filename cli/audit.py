@@ -101,9 +101,10 @@ def audit(
     From a table:   alignscope audit --scores pairs.parquet --out runs/table
     A gate in CI:   alignscope audit ... --only ranking --fail-if 'ranking.reward_accuracy.low<0.5'
     """
-    from ..diagnose.gates import Gate
+    from ..diagnose.gates import Gate, require_sections
 
     gates = [Gate.parse(text) for text in fail_if or []]
+    require_sections(gates, SECTIONS)
     elsewhere = named(shifted or [], "--shifted", "maths=maths.jsonl")
     kinds = named(shift_kind or [], "--shift-kind", "french=response")
     shifts = {name: kind if " " in kind else f"{kind} shift" for name, kind in kinds.items()}
@@ -181,6 +182,7 @@ def audit(
     finish(report, out, gates, as_json=as_json, quiet=quiet)
 
 
+SECTIONS = ("ranking", "length", "displacement", "rewards", "objectives", "spinal")  # of a report
 # options that say how models are opened or read: they mean nothing beside a finished table
 OF_MODELS = (
     "policy", "pairs", "reference", "base", "reward", "prompts", "share_prefix", "ches", "mismatched", "terminal",

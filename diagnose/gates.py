@@ -2,7 +2,7 @@
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from ..errors import InputError
@@ -52,3 +52,11 @@ class Gate:
             why = estimate.reason or "this number has no interval"
             raise InputError(f"--fail-if '{self.text}': {self.estimate} has no {self.part}: {why}")
         return _OPERATORS[self.comparison](number, self.threshold)
+
+
+def require_sections(gates: Sequence[Gate], sections: Collection[str]) -> None:
+    """Every gate names a section that the run can make: said before the work, not after it. Raises InputError."""
+    for gate in gates:
+        section = gate.estimate.partition(".")[0]
+        if section not in sections:
+            raise InputError(f"--fail-if '{gate.text}': no section '{section}'; there are {', '.join(sections)}")

@@ -311,3 +311,8 @@ class TestTables:
             "audit", "--scores", table, "--out", tmp_path / "run", "--shifted", f"a={table}", "--shift-kind", "a=topic"
         )
         assert "'topic shift' of 'a' is unknown; choose from prompt shift, response shift" in message
+
+    def test_a_gate_on_no_section_is_refused_before_the_work(self, table, tmp_path):
+        message = refused("audit", "--scores", table, "--out", tmp_path / "run", "--fail-if", "rankng.accuracy<0.5")
+        assert "no section 'rankng'; there are ranking, length" in message
+        assert not (tmp_path / "run").exists()
