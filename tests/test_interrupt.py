@@ -28,6 +28,19 @@ def writing_end(pipe: Path, process: subprocess.Popen) -> int:
     pytest.fail(f"the command ended before it read its rows: {process.communicate()[1]}")
 
 
+def interrupted(process: subprocess.Popen) -> tuple[str, str]:
+    """What it said after Ctrl-C, pressed again where nothing happens: a busy machine may deliver it inside a callback
+    of the interpreter, which drops exceptions."""
+    for _ in range(6):
+        process.send_signal(signal.SIGINT)
+        try:
+            return process.communicate(timeout=15)
+        except subprocess.TimeoutExpired:
+            continue
+    process.kill()
+    pytest.fail(f"six interrupts did not end the command: {process.communicate()}")
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 @pytest.mark.parametrize(
     "arguments",
@@ -45,8 +58,7 @@ def test_an_interrupt_says_what_is_kept_and_exits_with_130(tmp_path, arguments):
         [sys.executable, "-c", PROGRAM, *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     end = writing_end(pipe, process)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = interrupted(process)
     os.close(end)
     assert process.returncode == 130
     assert stderr == "alignscope: interrupted; what was finished is kept, the same command continues\n"
