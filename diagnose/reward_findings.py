@@ -156,12 +156,20 @@ def _pairs_for(gap: float, disagreement: Estimate) -> int:
 
 
 def _shift(estimates: Estimates, shifted: Sequence[str], holms: Mapping[str, float]) -> Finding | None:
-    """Gap above 0 under shift: in the mean by its interval, in a setting by Holm's p."""
+    """Gap on one side of 0 under shift: in the mean by its interval; above it also in a setting, by Holm's p."""
     mean = estimates["mean_gap_shifted"]
     gaps = {name: estimates[f"gap_{name}"] for name in shifted}
     told = [name for name, gap in gaps.items() if gap.low is not None and (gap.value or 0.0) > 0]
     sure = [name for name in told if holms.get(name, 1.0) < SIGNIFICANT]
     above = mean.low is not None and mean.low > 0
+    if mean.high is not None and mean.high < 0:
+        return _finding(
+            "notice",
+            "Under shift the implicit reward is right more often than the explicit one: the mean gap is "
+            f"{in_points(mean)}.",
+            ["mean_gap_shifted"],
+            "Look at the sets one by one, beside what length alone gets there, before choosing a judge by this mean.",
+        )
     if not above and not sure:
         return None
     parts = [f"over the shifted sets the mean gap is {in_points(mean)}"] if above else []

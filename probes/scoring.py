@@ -103,7 +103,8 @@ def score_pairs(
     _require_boundaries(encoded, encoder, file.source)
 
     kept: dict[str, Any] = {"batch_tokens": batch_tokens, "shards": shards, "cache": cache}
-    kept |= {"text_facts": encoder.facts()}
+    # whether a shifted boundary stops the run moves no score: a run that goes on with `accept` finds what is there
+    kept |= {"text_facts": {name: fact for name, fact in encoder.facts().items() if name != "boundary"}}
     options = kept | {"shard_size": 2 * shard_size, "progress": progress}
     sequences = _sequences(encoded)
     crossed = mismatched_sequences(encoded if mismatched else [], encoder.max_length)

@@ -79,7 +79,7 @@ def sentence(tables, first: str, **settings) -> str:
         (("notice", "gap"), pair(HALF[:20], -HALF[:20]), True),
         (("notice", "mean_gap_shifted"), {ID: pair(MOST, MOST), "a": elsewhere(HALF, MOST)}, True),
         (("notice", "mean_gap_shifted"), {ID: pair(HALF, MOST), "a": elsewhere(HALF, HALF)}, False),
-        (("notice", "mean_gap_shifted"), {ID: pair(HALF, MOST), "a": elsewhere(MOST, HALF)}, False),
+        (("notice", "mean_gap_shifted"), {ID: pair(HALF, MOST), "a": elsewhere(MOST, HALF)}, True),
         (("notice", "mean_gap_shifted"), {"a": elsewhere(HALF, SLIGHT)}, False),
         (("notice", "mean_gap_shifted"), {"a": elsewhere(HALF, MOST)}, True),
         (("notice", "excess_drop_a"), {ID: pair(MOST, MOST), "a": elsewhere(HALF, MOST)}, True),
@@ -185,3 +185,10 @@ def test_every_finding_rests_on_estimates_first_on_one_with_a_value():
             names = [name.removeprefix("rewards.") for name in finding.rests_on]
             assert set(names) <= set(found.estimates)
             assert found.estimates[names[0]].value is not None or "No in-distribution" in finding.sentence
+
+
+def test_an_implicit_reward_that_holds_up_better_under_shift_is_told():
+    found = {ID: pair(HALF, HALF), "a": elsewhere(ALL, -ALL)}
+    assert ("notice", "mean_gap_shifted") in said(found)
+    sentences = [finding.sentence for finding in report(found).findings]
+    assert any(text.startswith("Under shift the implicit reward is right more often") for text in sentences)

@@ -406,6 +406,8 @@ def test_cached_scores_are_the_fresh_ones_bit_for_bit(policy, reference, tmp_pat
         cached = score_pairs(policy, reference, ROWS, cache=tmp_path)
         assert forwards.rows == 0
         assert cached.frame.equals(fresh.frame)
+        score_pairs(policy, reference, ROWS, cache=tmp_path, boundary="accept")  # decides on stopping alone
+        assert forwards.rows == 0
         score_pairs(policy, reference, ROWS, cache=tmp_path, eos="none")
         assert forwards.rows == 20
         score_pairs(policy, reference, ROWS, cache=tmp_path, max_length=50)
