@@ -15,12 +15,9 @@ def audit(
         str | None, typer.Option(help="Checkpoint to audit: folder, adapter folder, .gguf file or hub id.")
     ] = None,
     pairs: Annotated[Path | None, typer.Option(help="Preference pairs: .jsonl, .csv or .parquet.")] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(help="The model training started from; 'adapter-disabled' for the policy without its adapter."),
-    ] = None,
+    reference: options.Reference = None,
     base: options.Base = None,
-    reward: Annotated[str | None, typer.Option(help="Reward model (sequence classifier with one output).")] = None,
+    reward: options.Reward = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Prompts for SPINAL; default: those of the pairs, at most 512.")
     ] = None,
@@ -68,23 +65,15 @@ def audit(
     ] = "last_third",
     template: options.Template = "auto",
     eos: options.Eos = "auto",
-    boundary: Annotated[
-        str, typer.Option(help="Prompts that merge with their completion in over 5 % of pairs: refuse or accept.")
-    ] = "refuse",
-    over_length: Annotated[
-        str, typer.Option(help="Pairs longer than the model's limit: drop or prompt_left.")
-    ] = "drop",
-    max_length: Annotated[
-        int | None, typer.Option(help="Longest prompt + completion, tokens; default the model's limit.")
-    ] = None,
+    boundary: options.Boundary = "refuse",
+    over_length: options.OverLength = "drop",
+    max_length: options.MaxLength = None,
     max_tokens: options.MaxTokens = 128,
     max_invalid: options.MaxInvalid = 0.05,
     fail_if: options.FailIf = None,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
-    batch_tokens: Annotated[
-        int, typer.Option(help="Padded tokens a batch: memory against speed; moves no number.", min=1)
-    ] = 8192,
+    batch_tokens: options.BatchTokens = 8192,
     seed: options.Seed = 0,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Do not keep or reuse reference scores between runs.")

@@ -24,11 +24,8 @@ def score(
     pairs: Annotated[
         Path | None, typer.Option(help="Preference pairs or rankings: .jsonl, .json, .csv or .parquet.")
     ] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(help="The model training started from; 'adapter-disabled' for the policy without its adapter."),
-    ] = None,
-    reward: Annotated[str | None, typer.Option(help="Reward model (sequence classifier with one output).")] = None,
+    reference: options.Reference = None,
+    reward: options.Reward = None,
     base: options.Base = None,
     policy_table: Annotated[
         Path | None, typer.Option(help="Join instead of scoring: the table that gets further columns.")
@@ -41,24 +38,16 @@ def score(
     ] = None,
     template: options.Template = "auto",
     eos: options.Eos = "auto",
-    boundary: Annotated[
-        str, typer.Option(help="Prompts that merge with their completion in over 5 % of pairs: refuse or accept.")
-    ] = "refuse",
-    over_length: Annotated[
-        str, typer.Option(help="Pairs longer than the model's limit: drop or prompt_left.")
-    ] = "drop",
-    max_length: Annotated[
-        int | None, typer.Option(help="Longest prompt + completion, tokens; default the model's limit.")
-    ] = None,
+    boundary: options.Boundary = "refuse",
+    over_length: options.OverLength = "drop",
+    max_length: options.MaxLength = None,
     share_prefix: options.SharePrefix = "auto",
     ches: options.Ches = False,
     mismatched: options.Mismatched = False,
     max_invalid: options.MaxInvalid = 0.05,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
-    batch_tokens: Annotated[
-        int, typer.Option(help="Padded tokens a batch: memory against speed; moves no number.", min=1)
-    ] = 8192,
+    batch_tokens: options.BatchTokens = 8192,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Do not keep or reuse scores between runs.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a table that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Counts and settings as JSON on stdout.")] = False,

@@ -1,7 +1,7 @@
 """The audit: two checkpoints and a file of pairs in, one report out; a killed run continues where it stopped."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,9 @@ from ..probes.vocabulary import same_ids
 from .manifest import count_reasons, data_facts, first_rows, model_facts, model_identity, package_versions
 from .model_findings import model_findings
 from .naming import short_name
-from .preference_sections import ID, PreferenceSettings, ranking_sections, reward_sections
+from .preference_sections import PreferenceSettings, ranking_sections, require_shifted, reward_sections
 from .ranking_report import require_ranking_settings
 from .report import Manifest, Report, SectionResult
-from .reward_report import require_setting_name
 from .reward_rows import require_shifts
 from .run_directory import RunDirectory, Stopwatch
 from .spinal import compare_spinal, spinal_trace
@@ -88,7 +87,7 @@ def audit(
     Raises InputError for a model, file or setting that cannot be used; bad rows are set aside and counted, up to the
     share `max_invalid`.
     """
-    sections = _sections(only, reference, reward, shifted)
+    sections = _sections(only, reference, reward, shifted or {})
     require_shifts(shifts or {}, shifted or {})
     text = TextPolicy(template, eos, boundary, max_length, over_length)
     _require_settings(text, (beta, ties, smoothing, assumed_preference), terminal)
@@ -271,17 +270,15 @@ def _require_settings(text: TextPolicy, ranking: tuple[float, str, str, float | 
     terminal_window(terminal, 10**6)
 
 
-def _sections(only: Sequence[str] | str | None, reference: object, reward: object, shifted: object) -> tuple[str, ...]:
+def _sections(
+    only: Sequence[str] | str | None, reference: object, reward: object, shifted: Collection[str]
+) -> tuple[str, ...]:
     """The sections to compute: those named, else all that the inputs allow."""
     if isinstance(only, str):
         only = [name.strip() for name in only.split(",")]
     unknown = sorted({*(only or ())} - {*SECTIONS})
     if unknown or (only is not None and not list(only)):
         raise InputError(f"--only {','.join(unknown)}: no such section; choose from {', '.join(SECTIONS)}")
-    for name in shifted if isinstance(shifted, Mapping) else ():
-        require_setting_name(str(name))
-        if name == ID:
-            raise InputError(f"--shifted {ID}=...: this is the name of the main pairs; choose another one")
     wanted = tuple(name for name in SECTIONS if only is None or name in only)
     if reference is None:
         if only is not None and "spinal" in only:
@@ -292,8 +289,7 @@ def _sections(only: Sequence[str] | str | None, reference: object, reward: objec
         if reward is None and only is not None and "rewards" in only:
             raise InputError("--only rewards: give --reference (implicit reward), --reward (explicit reward), or both")
         wanted = tuple(name for name in wanted if name != "rewards" or reward is not None)
-    if shifted and "rewards" not in wanted:
-        raise InputError("--shifted: shifted sets are read by the section rewards, which is not computed here")
+    require_shifted(shifted, wanted)
     return wanted
 
 

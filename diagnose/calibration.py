@@ -171,19 +171,27 @@ def calibration(
         _ece(which, confidence, np.where(even, 0.5, generator.binomial(votes, confidence) / votes))
         for _ in range(draws)
     ]
-    nll = alpha * np.logaddexp(0, -m) + (1 - alpha) * np.logaddexp(0, m)
-    entropy = entr(alpha) + entr(1 - alpha)
+    brier, nll, entropy = proper_scores(m, alpha)
     return Calibration(
         ece=_ece(which, confidence, agree),
         expected_ece=float(np.mean(calibrated)),
         expected_ece_p95=float(np.quantile(calibrated, 0.95)),
-        brier=float((alpha * expit(-m) ** 2 + (1 - alpha) * expit(m) ** 2).mean()),
+        brier=float(brier.mean()),
         nll=float(nll.mean()),
         entropy=float(entropy.mean()),
         excess_nll=float(np.maximum(nll - entropy, 0.0).mean()),  # a divergence: below 0 only by rounding
         n=len(m),
         table=_table(which, confidence, agree),
     )
+
+
+def proper_scores(
+    margin: Float64[np.ndarray, "N"], alpha: Float64[np.ndarray, "N"]
+) -> tuple[Float64[np.ndarray, "N"], Float64[np.ndarray, "N"], Float64[np.ndarray, "N"]]:
+    """Brier score and NLL of a single vote, expected under alpha, and the vote's entropy (nats), a pair."""
+    brier = alpha * expit(-margin) ** 2 + (1 - alpha) * expit(margin) ** 2
+    nll = alpha * np.logaddexp(0, -margin) + (1 - alpha) * np.logaddexp(0, margin)
+    return brier, nll, entr(alpha) + entr(1 - alpha)
 
 
 def _rows(name: str, values: Any, preference: Any) -> tuple[Float64[np.ndarray, "N"], Float64[np.ndarray, "N"]]:

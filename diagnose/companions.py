@@ -33,8 +33,6 @@ def companion_sections(
     reference_samples: log pi - log pi_ref of completions drawn from the reference, nats: their mean is -KL(ref || pi).
     """
     settings = {key: ranking.settings[key] for key in ("beta", "ties", "smoothing", "assumed_preference")}
-    if settings["smoothing"] == "assumed":  # what a table of single labels was read as
-        settings["smoothing"] = "jeffreys"
     pairs = rank_pairs(scores, **settings)
     draws, seed = int(ranking.settings["bootstrap"]), int(ranking.settings["seed"])
     samples = None if reference_samples is None else np.asarray(reference_samples, dtype=np.float64).ravel()

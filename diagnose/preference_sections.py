@@ -1,14 +1,15 @@
 """Pair tables in, the preference sections of a report out: ranking with its companions, rewards, objectives."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from ..errors import InputError
 from ..probes.pair_table import PairScores
 from .companions import companion_sections
 from .objectives_section import objectives_section
 from .ranking_report import ranking_report
 from .report import SectionResult
-from .reward_report import reward_report
+from .reward_report import require_setting_name, reward_report
 
 ID = "in_distribution"
 
@@ -25,6 +26,16 @@ class PreferenceSettings:
     shifts: Mapping[str, str] | None = None
     seed: int = 0
     bootstrap: int = 2000
+
+
+def require_shifted(names: Collection[str], sections: Collection[str]) -> None:
+    """Shifted sets have names of their own, and a section that reads them. Raises InputError."""
+    for name in names:
+        require_setting_name(name)
+        if name == ID:
+            raise InputError(f"--shifted {ID}=...: this is the name of the main pairs; choose another one")
+    if names and "rewards" not in sections:
+        raise InputError("--shifted: shifted sets are read by the section rewards, which is not computed here")
 
 
 def ranking_sections(

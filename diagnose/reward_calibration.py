@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64
-from scipy.special import expit, xlogy
 
-from .calibration import Calibration, calibration, fit_beta
+from .calibration import Calibration, calibration, fit_beta, proper_scores
 from .ranking_table import NO_EXPLICIT, NO_REFERENCE
 from .report import Estimate
 from .reward_rows import RewardRows
@@ -74,9 +73,7 @@ def _scores(
     seed: int,
 ) -> dict[str, Estimate]:
     """Proper scores are means over pairs, so their intervals are those of every mean."""
-    brier = alpha * expit(-margin) ** 2 + (1 - alpha) * expit(margin) ** 2  # of a single vote, expected under alpha
-    nll = alpha * np.logaddexp(0, -margin) + (1 - alpha) * np.logaddexp(0, margin)
-    entropy = -xlogy(alpha, alpha) - xlogy(1 - alpha, 1 - alpha)
+    brier, nll, entropy = proper_scores(margin, alpha)
     boot = cluster_bootstrap(np.stack([brier, nll - entropy], axis=1), clusters, draws=bootstrap, seed=seed)
     return {
         f"brier_{name}": estimate_from(boot, 0, label=f"Brier score of the {name} reward", unit="", null_value=0.25),

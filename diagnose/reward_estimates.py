@@ -60,7 +60,6 @@ DROPS = {
 _IMPLICIT = ("accuracy_implicit", "accuracy_implicit_normalised", "implicit_over_length", "drop_implicit")
 _EXPLICIT = ("accuracy_explicit", "explicit_over_length", "drop_explicit")
 _BOTH = ("gap", "disagreement", "excess_drop")
-_LENGTHS = ("accuracy_implicit_normalised", "shorter_wins", "longer_wins")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -10,10 +10,9 @@ from ..errors import InputError
 from ..probes.pair_table import PairScores
 from .manifest import count_reasons, first_rows, package_versions
 from .naming import short_name
-from .preference_sections import ID, PreferenceSettings, ranking_sections, reward_sections
+from .preference_sections import ID, PreferenceSettings, ranking_sections, require_shifted, reward_sections
 from .ranking_report import require_ranking_settings
 from .report import Manifest, Report, SectionResult
-from .reward_report import require_setting_name
 from .run_directory import RunDirectory, Stopwatch
 
 SECTIONS = ("ranking", "rewards")
@@ -43,12 +42,7 @@ def audit_tables(
     require_ranking_settings(
         (settings.beta,), 1, settings.ties, settings.smoothing, settings.assumed_preference, settings.bootstrap
     )
-    for name in shifted or {}:
-        require_setting_name(name)
-        if name == ID:
-            raise InputError(f"--shifted {ID}=...: this is the name of the main pairs; choose another one")
-    if shifted and "rewards" not in wanted:
-        raise InputError("--shifted: shifted sets are read by the section rewards, which is not computed here")
+    require_shifted(shifted or {}, wanted)
     main = _read(scores)
     elsewhere = {name: _read(table) for name, table in (shifted or {}).items()}
     for name, table in {ID: main, **elsewhere}.items():
