@@ -21,6 +21,7 @@ _LAZY = {
     "PairScores": ".probes.pair_table",
     "spinal_trace": ".diagnose.spinal",
     "compare_spinal": ".diagnose.spinal",
+    "spinal_distance": ".diagnose.spinal",
     "ranking_report": ".diagnose.ranking_report",
     "reward_report": ".diagnose.reward_report",
     "audit": ".diagnose.audit",
@@ -51,6 +52,7 @@ __all__ = [
     "read_prompts",
     "reward_report",
     "score_pairs",
+    "spinal_distance",
     "spinal_trace",
     "wrap",
 ]
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
     from .diagnose.ranking_report import ranking_report
     from .diagnose.report import Estimate, Finding, Report
     from .diagnose.reward_report import reward_report
-    from .diagnose.spinal import compare_spinal, spinal_trace
+    from .diagnose.spinal import compare_spinal, spinal_distance, spinal_trace
     from .diagnose.table_audit import audit_tables
     from .probes.inputs import read_pairs, read_prompts
     from .probes.loading import load, wrap

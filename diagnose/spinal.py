@@ -19,6 +19,7 @@ from ..probes.encoding import Encoder, TextPolicy
 from ..probes.inputs import Invalid, PromptFile, check_invalid, read_prompts
 from ..probes.shards import item_key
 from .naming import short_name
+from .spinal_between import SpinalDistance, spinal_distance
 from .spinal_compare import SpinalComparison, compare_spinal
 from .spinal_lens import lens_vocabulary
 from .spinal_reading import Folder, Progress, Readings, TracedPrompt, opened, prepare_prompts, read_prompts_of
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from ..probes.subject import Subject
 
-__all__ = ["SpinalComparison", "SpinalTrace", "compare_spinal", "spinal_trace"]
+__all__ = ["SpinalComparison", "SpinalDistance", "SpinalTrace", "compare_spinal", "spinal_distance", "spinal_trace"]
 
 
 def spinal_trace(

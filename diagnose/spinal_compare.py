@@ -10,17 +10,10 @@ from jaxtyping import Float
 
 from ..errors import InputError
 from .report import Estimate
-from .spinal_contrast import (
-    SpectraSide,
-    exponent_columns,
-    exponent_contrast,
-    smallest,
-    terminal_window,
-    transport_table,
-    windows,
-)
+from .spinal_contrast import exponent_columns, smallest, terminal_window, transport_table
 from .spinal_controls import ALARM, HalvesControl, halves_control
-from .spinal_distance import base_distance
+from .spinal_distance import base_distance, same_head
+from .spinal_effects import effects, over_blocks
 from .spinal_estimates import comparison_estimates
 from .spinal_reading import Folder, Progress
 from .spinal_settings import COMPARISON_ONLY, require_only
@@ -140,31 +133,39 @@ def compare_spinal(
     clusters = cluster_codes([prompt for prompt, keep in zip(base.prompts, kept, strict=True) if keep])
 
     no_exponents = _why_no_exponents(base, aligned)
-    exponents = {
-        name: exponent_contrast(_side(base, no_exponents), _side(aligned, no_exponents), ranks)
-        for name, ranks in windows(base.settings["window"]).items()
-    }
+    found = effects(base, aligned, window, no_exponents=no_exponents)
     distance, no_distance = base_distance(
         base, aligned, subjects, identical=identical, warnings=warnings, shards=shards, progress=progress
     )
+    residual, no_residual = distance, no_distance
+    if subjects is not None and not identical and not same_head(*subjects, base.readings.rows[-1]):
+        residual, no_residual = base_distance(
+            base,
+            aligned,
+            subjects,
+            identical=identical,
+            warnings=warnings,
+            readout="base",
+            shards=shards,
+            progress=progress,
+        )
     used = [trace.readings.take(np.flatnonzero(kept)) for trace in (base, aligned)]
     layers = {"layer": np.arange(base.model.n_layers + 1), "n": len(clusters)}
-    contrast = pd.DataFrame(layers | exponent_columns(exponents))
+    contrast = pd.DataFrame(layers | exponent_columns(found.exponents))
     transport = transport_table(used[0].angle, used[1].angle, clusters, seed)
     for table, name, values in (
         (contrast, "d_entropy", used[1].entropy - used[0].entropy),
         (contrast, "base_distance", np.full_like(used[0].entropy, np.nan) if distance is None else distance),
+        (contrast, "base_distance_residual", np.full_like(used[0].entropy, np.nan) if residual is None else residual),
         (transport, "d_angle_sampled", (used[1].angle_sampled - used[0].angle_sampled)[1:]),
     ):
         for suffix, column in zip(("", "_low", "_high"), bootstrap_means(values, clusters, seed), strict=True):
             table[name + suffix] = column
     transport["n_sampled"] = np.isfinite(used[1].angle_sampled - used[0].angle_sampled)[1:].sum(1)
     halves = {name: halves_control(base, window, seed=seed) for name in controls}
-    means = {
-        "d_transport_terminal": _over_steps(used[1].angle - used[0].angle, window),
-        "d_transport_terminal_sampled": _over_steps(used[1].angle_sampled - used[0].angle_sampled, window),
-        "d_entropy_terminal": _over_blocks(used[1].entropy - used[0].entropy, window),
-        "base_distance_terminal": None if distance is None else _over_blocks(distance, window),
+    means = found.means | {
+        "base_distance_terminal": None if distance is None else over_blocks(distance, window),
+        "base_distance_terminal_residual": None if residual is None else over_blocks(residual, window),
     }
     families = {"transport_p": smallest(transport.p), "alpha_p": smallest(contrast.d_alpha_p)}
     names = _names(base, aligned)
@@ -180,7 +181,7 @@ def compare_spinal(
         base_distance=distance,
         window=window,
         estimates=comparison_estimates(
-            exponents=exponents,
+            exponents=found.exponents,
             means=means,
             families=families,
             contrast=contrast,
@@ -188,7 +189,14 @@ def compare_spinal(
             window=window,
             clusters=clusters,
             seed=seed,
-            reasons={"window": no_window, "alpha": no_exponents, "distance": no_distance},
+            reasons={
+                "window": no_window,
+                "alpha": no_exponents,
+                "distance": no_distance,
+                "residual": no_residual,
+                "efficiency": None if found.means["d_efficiency_terminal"] is not None else "the ends of this window "
+                "were not compared: a straightness is read for the last third and for last blocks that equal it",
+            },
         ),
         controls=halves,
         identical=identical,
@@ -252,34 +260,11 @@ def _why_no_exponents(base: SpinalTrace, aligned: SpinalTrace) -> str | None:
     return None
 
 
-def _side(trace: SpinalTrace, refused: str | None) -> SpectraSide:
-    fitted = trace.layers.alpha.notna().to_numpy()
-    return SpectraSide(
-        spectra=trace.spectra,
-        jackknife=trace.jackknife_spectra,
-        n_ranks=trace.layers.n_ranks.to_numpy(),
-        fitted=np.zeros_like(fitted) if refused else fitted,
-    )
-
-
 def _window(terminal: str | tuple[int, int] | list[int], n_layers: int) -> tuple[tuple[int, int] | None, str | None]:
     """The terminal blocks; None, with the reason, for a model of fewer than 3 blocks under the default."""
     if terminal == "last_third" and n_layers < 3:
         return None, f"{n_layers} blocks: the last third needs 3"
     return terminal_window(terminal, n_layers), None
-
-
-def _over_steps(values: Float[np.ndarray, "steps N"], window: tuple[int, int] | None) -> Float[np.ndarray, "N"] | None:
-    """Mean over the steps with both ends in the window, a prompt."""
-    if window is None or window[1] == window[0]:
-        return None
-    return values[window[0] : window[1]].mean(0)
-
-
-def _over_blocks(
-    values: Float[np.ndarray, "layers N"], window: tuple[int, int] | None
-) -> Float[np.ndarray, "N"] | None:
-    return None if window is None else values[window[0] : window[1] + 1].mean(0)
 
 
 def _names(base: SpinalTrace, aligned: SpinalTrace) -> tuple[str, str]:

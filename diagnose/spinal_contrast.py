@@ -14,13 +14,13 @@ from scipy import stats
 
 from ..errors import InputError
 from .spinal_gates import BULK, WIDE, Window, exponents_at, window_ranks
+from .spinal_reading import last_third
 from .spinal_settings import RESOLUTION
 from .spinal_trace import bootstrap_means, jackknife_se, student
 from .statistics import holm, sign_flip_max_t
 
 FLIPS = 9_999
 MIN_TESTED = 7  # clusters: the smallest p that flips of 6 signs can give is 2 * 2^-6 = .031, above the alarm's .025
-MIN_WINDOW = 3  # blocks
 SUFFIXES = ("", "_low", "_high")
 
 
@@ -62,7 +62,7 @@ def terminal_window(terminal: str | tuple[int, int] | list[int], n_layers: int) 
     """
     if isinstance(terminal, str):
         if terminal == "last_third":
-            size = max(MIN_WINDOW, math.ceil(n_layers / 3))
+            size = n_layers - last_third(n_layers)[0] + 1
         elif terminal.startswith("last_") and terminal[5:].isdecimal():
             size = int(terminal[5:])
         elif found := re.fullmatch(r"(\d+)-(\d+)", terminal):

@@ -1,5 +1,6 @@
 """How far apart are the read-outs of two models at the same layer, prompt and position?"""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from .spinal_trace import SpinalTrace
 if TYPE_CHECKING:
     from ..probes.subject import Subject
 
-DISTANCE_VERSION = 1  # raise it when a change moves a distance: those kept before are then not used
+DISTANCE_VERSION = 2  # raise it when a change moves a distance: those kept before are then not used
 BLOCK = 64  # prompts whose read-outs are compared at a time
 
 Subjects = tuple["Subject", "Subject"]
@@ -30,12 +31,14 @@ def base_distance(
     *,
     identical: bool,
     warnings: list[str],
+    readout: str = "own",
     shards: Folder | None = None,
     progress: Progress | None = None,
 ) -> tuple[Distance | None, str | None]:
     """2 arccos sum sqrt(p q) of the last token in radians, a layer and kept prompt; or why there is none.
 
-    Each model reads out through its own final norm and head. What must be said of the vocabulary goes to `warnings`.
+    readout: "own" (each model through its own final norm and head) or "base" (both through the base's, which leaves a
+    changed head or norm out). What must be said of the vocabulary goes to `warnings`.
     Raises InputError where `subjects` are not the two traced models in the order (base, aligned).
     """
     kept = np.flatnonzero(base.kept)
@@ -51,16 +54,24 @@ def base_distance(
             )
     if base.token_hash != aligned.token_hash:
         return None, "different token ids: the read-outs are over different vocabularies"
-    vocab = min(base.model.vocab, aligned.model.vocab)
-    if base.model.vocab != aligned.model.vocab:
+    if readout == "base":
+        if base.model.d_model != aligned.model.d_model:
+            return None, f"the head of the base reads {base.model.d_model} columns, not {aligned.model.d_model}"
+        subjects = (subjects[0], subjects[0])
+    vocab = base.model.vocab if readout == "base" else min(base.model.vocab, aligned.model.vocab)
+    if base.model.vocab != aligned.model.vocab and readout == "own":
         warnings.append(_left_out(base, aligned, subjects, kept))
     temperature = base.settings["temperature"]
     models = [(trace.model.fingerprint, trace.model.dtype) for trace in (base, aligned)]
-    key = item_key(DISTANCE_VERSION, READING_VERSION, models, base.token_hash, vocab, temperature, kept.tolist())
+    parts = (models, base.token_hash, vocab, temperature, readout, kept.tolist())
+    key = item_key(DISTANCE_VERSION, READING_VERSION, *parts)
     path = None if shards is None else opened(shards) / f"base_distance_{key[:16]}.npz"
     found = None if path is None else _read(path)
     if found is None:
-        found = _distance(base, aligned, subjects, kept, vocab, progress)
+        stage = "same-layer distance" if readout == "own" else "same-layer distance, one head"
+        found = _distance(
+            base, aligned, subjects, kept, vocab, None if progress is None else lambda *n: progress(stage, *n)
+        )
         if path is not None:
             write_arrays(path, {"distance": found})
     return found, None
@@ -72,7 +83,7 @@ def _distance(
     subjects: Subjects,
     kept: Int[np.ndarray, "N"],
     vocab: int,
-    progress: Progress | None,
+    progress: Callable[[int, int], None] | None,
 ) -> Distance:
     blocks = [kept[i : i + BLOCK] for i in range(0, len(kept), BLOCK)]
     parts = []
@@ -80,8 +91,18 @@ def _distance(
         rows = [torch.from_numpy(trace.readings.rows[:, block]) for trace in (base, aligned)]
         parts.append(lens_between(*subjects, *rows, vocab=vocab, temperature=base.settings["temperature"]))
         if progress is not None:
-            progress("same-layer distance", sum(map(len, blocks[: done + 1])), len(kept))
+            progress(sum(map(len, blocks[: done + 1])), len(kept))
     return np.concatenate(parts, 1)
+
+
+@torch.no_grad()
+def same_head(base: "Subject", aligned: "Subject", rows: Float[np.ndarray, "N d"]) -> bool:
+    """Whether both models turn the same residual rows into the same distribution: equal norm, head and bias."""
+    if base.d_model != aligned.d_model or base.vocab_size != aligned.vocab_size:
+        return False
+    probe = torch.from_numpy(rows[:2])
+    first, second = (subject.readout(probe.to(subject.device)[None]).cpu() for subject in (base, aligned))
+    return torch.equal(first, second)
 
 
 def _left_out(base: SpinalTrace, aligned: SpinalTrace, subjects: Subjects, kept: Int[np.ndarray, "N"]) -> str:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from .report import Estimate, finite
 from .spinal_contrast import FLIPS, ExponentContrast
 from .spinal_controls import PERMUTATIONS, HalvesControl
+from .spinal_geometry import TOO_SHORT
 from .spinal_settings import RESOLUTION
 from .spinal_trace import DRAWS, SAMPLING_ONLY, SpinalTrace, bootstrap_means, cluster_codes, jackknife_se, student
 
@@ -17,10 +18,13 @@ BOOTSTRAP = f"paired cluster bootstrap over prompts, {DRAWS} draws, percentile"
 FEW_CLUSTERS = "fewer than 20 prompts: no interval"
 NO_SAMPLED = "no sampled positions (lens_positions=0, or prompts of one token)"
 WEIGHTS = "prompts weigh the same (in the test of transport_p, clusters of prompts do)"
+UNITS = {"d_entropy_terminal": "nats", "d_efficiency_terminal": ""}  # the others: rad
 LABELS = {
     "d_transport_terminal": "transport a step over the last blocks, aligned minus base",
     "d_transport_terminal_sampled": "the same at sampled positions inside the prompts",
     "d_entropy_terminal": "entropy of the read-out over the last blocks, aligned minus base",
+    "d_efficiency_terminal": "geodesic efficiency over the last blocks (1 = a straight path), aligned minus base",
+    "base_distance_terminal_residual": "the same distance through the base's head: without a changed head or norm",
     "base_distance_terminal": "distance between both models' read-outs, same layer, over the last blocks",
 }
 
@@ -114,7 +118,9 @@ def comparison_estimates(
         )
     for name, values in means.items():
         distance = name.startswith("base_distance")
-        missing = reasons["window"] or (reasons["distance"] if distance else None) or "no step inside the window"
+        why = "residual" if name.endswith("_residual") else "distance" if distance else "efficiency"
+        known = reasons[why] if distance or "efficiency" in name else None
+        missing = reasons["window"] or known or "no step inside the window"
         value, low, high = math.nan, math.nan, math.nan
         held = count
         if values is not None:
@@ -127,7 +133,7 @@ def comparison_estimates(
             low,
             high,
             **held,
-            unit="nats" if "entropy" in name else "rad",
+            unit=UNITS.get(name, "rad"),
             method=f"{BOOTSTRAP}; {WEIGHTS}" if "transport" in name else BOOTSTRAP,
             reason=FEW_CLUSTERS if math.isfinite(value) else missing,
             null_value=None if distance else 0.0,
@@ -168,6 +174,12 @@ def largest_distance(contrast: pd.DataFrame, count: Mapping[str, int], missing: 
         method=f"{BOOTSTRAP}; selected as the largest of {len(contrast)} layers, which the interval does not cover",
         reason=FEW_CLUSTERS if len(rows) else missing or "no layer has a distance",
     )
+
+
+def _why_none(values: Float[np.ndarray, "N"] | None, no_window: str | None) -> str:
+    if values is None:
+        return no_window or "no step inside the window"
+    return FEW_CLUSTERS if np.isfinite(values).any() else f"every path is shorter than {TOO_SHORT:g} rad"
 
 
 def _held(values: Float[np.ndarray, "N"], clusters: Int[np.ndarray, "N"]) -> dict[str, int]:
@@ -249,7 +261,11 @@ def trace_estimates(trace: SpinalTrace, window: tuple[int, int] | None, no_windo
     }
     inside = None if window is None or window[0] == window[1] else used.angle[window[0] : window[1]].mean(0)
     path = used.angle[1:].sum(0) if len(used.angle) > 1 else None
+    straight = None if window is None else used.efficiency(*window)
+    whole = used.efficiency(1, trace.model.n_layers)
     for name, label, values, unit in (
+        ("efficiency_terminal", "geodesic efficiency over the last blocks (1 = a straight path)", straight, ""),
+        ("efficiency_path", "geodesic efficiency from block 1 to the last block (1 = a straight path)", whole, ""),
         ("angle_terminal", "transport a step over the last blocks", inside, "rad"),
         ("path_length", "transport from block 1 to the last block, all steps added", path, "rad"),
         ("entropy_final", "entropy of the model's own next-token distribution", used.entropy[-1], "nats"),
@@ -260,10 +276,10 @@ def trace_estimates(trace: SpinalTrace, window: tuple[int, int] | None, no_windo
         found[name] = estimate(
             label,
             *numbers,
-            **count,
+            **(count if values is None else _held(values, clusters)),
             unit=unit,
             method=f"last token; {BOOTSTRAP.removeprefix('paired ')}",
-            reason=(no_window or "no step inside the window") if values is None else FEW_CLUSTERS,
+            reason=_why_none(values, no_window),
         )
     fitted = trace.layers[trace.layers.alpha.notna()]
     found["gates_passed"] = Estimate(

@@ -1,6 +1,6 @@
 """What do residual rows read out to? Through the fused kernel where the head is simple, else the model's modules."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,12 @@ Rows = Float[Tensor, "layers places d"]
 Angles = Float[np.ndarray, "steps places"]
 
 
+class LensSteps(NamedTuple):
+    angle: Angles  # of step l -> l + 1, radians in [0, pi]
+    entropy: Float[np.ndarray, "layers places"]  # nats
+    pair_angle: Float[np.ndarray, "pairs places"]  # radians
+
+
 def lens_vocabulary(subject: "Subject") -> int:
     """Entries of the head that belong to a token: the padding of the embedding matrix is left out of every softmax."""
     head = subject.head()
@@ -33,16 +39,16 @@ def lens_vocabulary(subject: "Subject") -> int:
 
 @torch.no_grad()
 def lens_steps(
-    subject: "Subject", rows: Rows, *, vocab: int, temperature: float = 1.0
-) -> tuple[Angles, Float[np.ndarray, "layers places"]]:
-    """Fisher-Rao angle of every step between layers, radians in [0, pi], and the entropy of every layer, nats."""
+    subject: "Subject", rows: Rows, *, vocab: int, temperature: float = 1.0, pairs: Pairs = ()
+) -> LensSteps:
+    """Fisher-Rao angle of every step between layers, the entropy of every layer, the angles of `pairs` of layers."""
     head = subject.head()
-    angles, entropies = [], []
-    pairs = [(layer, layer + 1) for layer in range(len(rows) - 1)]
+    angles, entropies, across = [], [], []
+    steps = [(layer, layer + 1) for layer in range(len(rows) - 1)]
     for block in rows.to(subject.device).split(BLOCK if head else _places(len(rows), vocab), dim=1):
         if head is None:
-            reading = _compare(subject.readout(block)[..., :vocab] / temperature, pairs)
-            angle, entropy = reading.angle, reading.entropy
+            reading = _compare(subject.readout(block)[..., :vocab] / temperature, [*steps, *pairs])
+            angle, entropy, more = reading.angle[: len(steps)], reading.entropy, reading.angle[len(steps) :]
         else:
             lens = lens_transport(
                 head.norm(block),
@@ -52,11 +58,13 @@ def lens_steps(
                 scale=head.scale,
                 temperature=temperature,
                 vocab=vocab,
+                pairs=pairs,
             )
-            angle, entropy = lens.angle, lens.entropy
-        angles.append(angle.double().cpu())
-        entropies.append(entropy.double().cpu())
-    return torch.cat(angles, 1).numpy(), torch.cat(entropies, 1).numpy()
+            assert lens.pair_angle is not None  # asked for, if only for none
+            angle, entropy, more = lens.angle, lens.entropy, lens.pair_angle
+        for found, part in ((angles, angle), (entropies, entropy), (across, more)):
+            found.append(part.double().cpu())
+    return LensSteps(*(torch.cat(found, 1).numpy() for found in (angles, entropies, across)))
 
 
 @torch.no_grad()

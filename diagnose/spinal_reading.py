@@ -6,6 +6,7 @@ file nor the batch size changes a number. Finished batches are kept as shards, s
 
 import hashlib
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Sequence
@@ -25,12 +26,14 @@ from ..probes.inputs import Invalid, PromptFile
 from ..probes.padding import padded
 from ..probes.shards import item_key
 from .naming import short_name
+from .spinal_geometry import geodesic_efficiency, turning
 from .spinal_lens import lens_steps
 
 if TYPE_CHECKING:
     from ..probes.subject import Subject
 
-READING_VERSION = 1  # raise it when a change moves a reading: shards of before are then not used
+READING_VERSION = 2  # raise it when a change moves a reading: shards of before are then not used
+MIN_WINDOW = 3  # blocks of a terminal window
 Folder = str | os.PathLike[str]
 TORN = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)  # what reading a damaged file raises
 Progress = Callable[[str, int, int], None]
@@ -56,6 +59,7 @@ class Readings:
     entropy: Float[np.ndarray, "layers N"]  # of the last token, nats
     angle_sampled: Float[np.ndarray, "steps N"]  # mean over the prompt's sampled positions; NaN where it has none
     entropy_sampled: Float[np.ndarray, "layers N"]
+    across: Float[np.ndarray, "pairs N"]  # angles of `layer_pairs` at the last token, radians
 
     @property
     def finite(self) -> Bool[np.ndarray, "N"]:
@@ -70,6 +74,19 @@ class Readings:
     def take(self, prompts: Int[np.ndarray, "M"] | Bool[np.ndarray, "N"]) -> "Readings":
         """The readings of some prompts."""
         return Readings(**{field.name: getattr(self, field.name)[:, prompts] for field in fields(self)})
+
+    @property
+    def turning(self) -> Float[np.ndarray, "inner N"]:
+        """Change of direction at layers 2..L-1, radians; NaN where a step is too short."""
+        inner = max(len(self.angle) - 2, 0)  # angle[l] is the step l -> l + 1
+        return turning(self.angle[1 : 1 + inner], self.angle[2 : 2 + inner], self.across[:inner])
+
+    def efficiency(self, first: int, last: int) -> Float[np.ndarray, "N"] | None:
+        """Geodesic efficiency between two layers a prompt; None for ends that were not compared (`layer_pairs`)."""
+        pairs = layer_pairs(len(self.angle))
+        if (first, last) not in pairs or last < first + 2:
+            return None
+        return geodesic_efficiency(self.across[pairs.index((first, last))], self.angle[first:last].sum(0))
 
 
 def prepare_prompts(
@@ -132,8 +149,7 @@ def read_prompts_of(
 ) -> Readings:
     """Forward passes and read-outs of all prompts, longest first; the readings stand in the order of `prompts`."""
     _require_memory(subject, len(prompts))
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), i))
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches = batches_of(prompts, batch_size)
     folder = None if shards is None else opened(shards)
     stage, done, total = f"tracing {short_name(subject.name)}", 0, sum(len(prompt.ids) for prompt in prompts)
     whole: Readings | None = None
@@ -159,24 +175,49 @@ def read_prompts_of(
 
 
 def _read_batch(subject: "Subject", prompts: list[TracedPrompt], vocab: int, temperature: float) -> Readings:
+    rows, owner, first = captured(subject, prompts)
+    sampled = np.setdiff1d(np.arange(len(owner)), first)
+    last_rows = rows[:, torch.from_numpy(first)]
+    last = lens_steps(subject, last_rows, vocab=vocab, temperature=temperature, pairs=layer_pairs(subject.n_layers))
+    inside = lens_steps(subject, rows[:, torch.from_numpy(sampled)], vocab=vocab, temperature=temperature)
+    return Readings(
+        rows=last_rows.numpy(),
+        angle=last.angle,
+        entropy=last.entropy,
+        angle_sampled=_means(inside.angle, owner[sampled], len(prompts)),
+        entropy_sampled=_means(inside.entropy, owner[sampled], len(prompts)),
+        across=last.pair_angle,
+    )
+
+
+def captured(
+    subject: "Subject", prompts: Sequence[TracedPrompt]
+) -> tuple[Float[torch.Tensor, "layers n d"], Int[np.ndarray, "n"], Int[np.ndarray, "N"]]:
+    """Residual rows at the prompts' positions from one forward pass, whose row each is, and each prompt's first one."""
     ids, mask = padded([prompt.ids for prompt in prompts], 0)
     counts = torch.tensor([len(prompt.positions) for prompt in prompts])
     owner = torch.repeat_interleave(torch.arange(len(prompts)), counts)
     columns = torch.tensor([position for prompt in prompts for position in prompt.positions])
-
     trace = subject.trace(ids.to(subject.device), mask.to(subject.device), reduce=rows_at(owner, columns))
-    rows = torch.stack([trace[layer].float().cpu() for layer in range(subject.n_layers + 1)])  # [L+1, n, d]
-    angle, entropy = lens_steps(subject, rows, vocab=vocab, temperature=temperature)
-    last = (counts.cumsum(0) - counts).numpy()  # each prompt's last token comes first
-    sampled = np.setdiff1d(np.arange(len(owner)), last)
-    owners = owner.numpy()[sampled]
-    return Readings(
-        rows=rows[:, torch.from_numpy(last)].numpy(),
-        angle=angle[:, last],
-        entropy=entropy[:, last],
-        angle_sampled=_means(angle[:, sampled], owners, len(prompts)),
-        entropy_sampled=_means(entropy[:, sampled], owners, len(prompts)),
-    )
+    rows = torch.stack([trace[layer].float().cpu() for layer in range(subject.n_layers + 1)])
+    return rows, owner.numpy(), (counts.cumsum(0) - counts).numpy()
+
+
+def batches_of(prompts: Sequence[TracedPrompt], batch_size: int) -> list[list[int]]:
+    """Indices of prompts of like length together, the longest first."""
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), i))
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def layer_pairs(n_layers: int) -> list[tuple[int, int]]:
+    """Layers compared beside the steps: (l - 1, l + 1) for turning at l = 2..L-1, then (1, L) and the last third."""
+    pairs = [(layer - 1, layer + 1) for layer in range(2, n_layers)]
+    return [*pairs, (1, n_layers), (last_third(n_layers)[0], n_layers)] if n_layers >= MIN_WINDOW else pairs
+
+
+def last_third(n_layers: int) -> tuple[int, int]:
+    """First and last block of the last max(3, ceil(L / 3))."""
+    return n_layers - max(MIN_WINDOW, math.ceil(n_layers / 3)) + 1, n_layers
 
 
 def _means(values: Float[np.ndarray, "K n"], owners: Int[np.ndarray, "n"], n: int) -> Float[np.ndarray, "K N"]:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from .report import SectionResult
 
-TRACE_VERSION = 2
+TRACE_VERSION = 3
 DRAWS = 10_000  # of the cluster bootstrap
 FEW_PROMPTS = 512
 SAMPLING_ONLY = "covers sampling, not finite-N bias"
@@ -233,10 +233,16 @@ def analyse(
     for layer, sigma in enumerate(full):
         spectra[layer, : len(sigma)] = sigma
     layers = _layers_table(model, n, fits, spectra, jackknife_spectra)
-    for name, values in (("entropy", used.entropy), ("entropy_sampled", used.entropy_sampled)):
+    inner = np.full_like(used.entropy, np.nan)
+    inner[2 : 2 + len(used.turning)] = used.turning
+    for name, values in (
+        ("entropy", used.entropy),
+        ("entropy_sampled", used.entropy_sampled),
+        ("turning", inner),
+    ):
         for suffix, column in zip(("", "_low", "_high"), bootstrap_means(values, clusters, seed), strict=True):
             layers[name + suffix] = column
-    layers["n_sampled"] = np.isfinite(used.entropy_sampled).sum(1)
+    layers["n_sampled"], layers["n_turning"] = (np.isfinite(x).sum(1) for x in (used.entropy_sampled, inner))
     slopes = [
         {"model": model.name, "layer": layer, "rank": rank, "slope": slope}
         for layer, sigma in enumerate(full)

@@ -478,3 +478,30 @@ def test_distance_refuses_unlike_places_and_vocabularies():
         lens_distance(torch.zeros(3, 4), torch.zeros(10, 4), torch.zeros(3, 4), torch.zeros(12, 4))
     with pytest.raises(ValueError, match=r"head_b is .* got \(10, 5\)"):
         lens_distance(torch.zeros(3, 4), torch.zeros(10, 4), torch.zeros(3, 4), torch.zeros(10, 5))
+
+
+def test_angles_of_any_two_layers_come_in_the_order_asked_for():
+    hidden, head = torch.randn(6, 7, 12), 0.5 * torch.randn(150, 12)
+    pairs = [(0, 5), (1, 3), (2, 3), (4, 0), (5, 3), (2, 2), (1, 3), (0, 4)]
+    found = lens_transport(hidden, head, pairs=pairs, vocab_tile=64)
+    p = (hidden.double() @ head.double().T).softmax(-1)
+    for row, (i, j) in enumerate(pairs):
+        expected = 2 * torch.arccos((p[i] * p[j]).sqrt().sum(-1).clamp(max=1.0))
+        torch.testing.assert_close(found.pair_angle[row], expected, atol=2e-6 if i != j else 1e-7, rtol=0)
+    plain = lens_transport(hidden, head, vocab_tile=64)
+    assert plain.pair_angle is None
+    for field in ("angle", "entropy", "kl_to_next", "kl_from_next", "overlap", "log_normalizer"):
+        torch.testing.assert_close(getattr(found, field), getattr(plain, field), atol=1e-9, rtol=1e-9)
+
+
+def test_no_pair_asked_for_gives_an_empty_table_and_a_broken_row_reaches_its_own_pairs_only():
+    hidden, head = torch.randn(4, 3, 8), torch.randn(20, 8)
+    assert lens_transport(hidden, head, pairs=[]).pair_angle.shape == (0, 3)
+    hidden[2, 1] = torch.nan
+    found = lens_transport(hidden, head, pairs=[(0, 2), (0, 3), (2, 2)]).pair_angle
+    assert found.isnan().tolist() == [[False, True, False], [False] * 3, [False, True, False]]
+
+
+def test_a_pair_outside_the_layers_is_refused():
+    with pytest.raises(ValueError, match=r"pair \(0, 4\): layers 0 to 3"):
+        lens_transport(torch.randn(4, 3, 8), torch.randn(20, 8), pairs=[(0, 4)])

@@ -46,7 +46,7 @@ def log_rows(*distributions: tuple[float, ...]) -> torch.Tensor:
 def test_angles_of_known_distributions(p, q, angle, fused):
     subject = logits_are_rows(len(p), fused=fused)
     rows = log_rows(p, q)
-    steps, entropy = lens_steps(subject, rows, vocab=len(p))
+    steps, entropy, _ = lens_steps(subject, rows, vocab=len(p))
     assert steps[0, 0] == pytest.approx(angle, abs=1e-6)
     assert entropy[0, 0] == pytest.approx(-sum(x * math.log(x) for x in p if x), abs=1e-6)
     between = lens_between(subject, subject, rows[:1], rows[1:], vocab=len(p))
@@ -63,7 +63,7 @@ def test_small_angles_survive_float32(e, fused):
 @pytest.mark.parametrize("fused", [True, False])
 def test_the_order_of_the_vocabulary_and_padding_do_not_change_an_angle(fused):
     rows = torch.randn(4, 9, 40, generator=torch.Generator().manual_seed(0))
-    angle, entropy = lens_steps(logits_are_rows(40, fused=fused), rows, vocab=40)
+    angle, entropy, _ = lens_steps(logits_are_rows(40, fused=fused), rows, vocab=40)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
     moved = lens_steps(logits_are_rows(40, fused=fused), rows[..., order], vocab=40)
     padded = torch.cat([rows, torch.full((4, 9, 8), 50.0)], -1)

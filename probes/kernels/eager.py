@@ -1,6 +1,6 @@
 """The torch backend of the lens kernels: tiles of tokens x vocabulary, one matrix product for all layers of a tile.
 
-Held at any time: the logits of one tile (about `TILE_BYTES`) and six slices of one stream. Never streams x tokens x
+Held at any time: the logits of one tile (about `TILE_BYTES`) and eight slices of one stream. Never streams x tokens x
 vocabulary, so that the memory does not grow with layers, tokens or vocabulary.
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .lens_state import LensReading, LensState, Pairs, finish, merge
 
+SLOTS = 3  # streams whose exponentials are held at a time
 TILE_BYTES = 8 * 2**20  # logits of one tile; with scratch about 12 MB
 READ_AGAIN_ROWS = 64  # pairs of rows whose small KL is read again in float64, at a time
 
@@ -75,27 +76,34 @@ def tile_state(logits: Float[Tensor, "S n v"], pairs: Pairs) -> LensState:
     n_streams, n, _ = logits.shape
     stream = logits.new_empty(3, n_streams, n)  # peak, mass, energy
     between = logits.new_empty(8, len(pairs), n)  # overlap, residual, forward 1..3, backward 1..3
-    p, s = logits.new_empty(2, *logits.shape[1:]), logits.new_empty(2, *logits.shape[1:])
+    p, s = logits.new_empty(SLOTS, *logits.shape[1:]), logits.new_empty(SLOTS, *logits.shape[1:])
     difference, scratch = torch.empty_like(logits[0]), torch.empty_like(logits[0])
-    held: list[int | None] = [None, None]  # which stream's s = exp((z - peak)/2) and p = s^2 each slot holds
+    held: list[int] = []  # streams whose s = exp((z - peak)/2) and p = s^2 a slot holds, the least recently used first
+    slots: dict[int, int] = {}
+    centred: set[int] = set()
 
-    def load(k: int, partner: int) -> int:
+    def load(k: int) -> int:
         if k in held:
-            return held.index(k)
-        slot = 1 - held.index(partner) if partner in held else 0
-        z = logits[k]
-        peak = torch.amax(z, -1, out=stream[0, k])
-        z.sub_(peak[:, None])  # from here on logits[k] is z - peak <= 0
-        torch.mul(z, 0.5, out=s[slot]).exp_()
-        torch.mul(s[slot], s[slot], out=p[slot])  # not exp(z): overlap and mass of equal rows must agree to the bit
-        torch.sum(p[slot], -1, out=stream[1, k])
-        torch.sum(torch.mul(p[slot], z, out=scratch), -1, out=stream[2, k])  # -inf in z: 0 * inf = NaN marks the row
-        held[slot] = k
-        return slot
+            held.remove(k)
+        else:
+            slots[k] = slots.pop(held.pop(0)) if len(held) == SLOTS else len(held)
+            z, slot = logits[k], slots[k]
+            if k not in centred:
+                peak = torch.amax(z, -1, out=stream[0, k])
+                z.sub_(peak[:, None])  # from here on logits[k] is z - peak <= 0
+            torch.mul(z, 0.5, out=s[slot]).exp_()
+            torch.mul(s[slot], s[slot], out=p[slot])  # not exp(z): overlap and mass of equal rows agree to the bit
+            if k not in centred:
+                torch.sum(p[slot], -1, out=stream[1, k])
+                torch.sum(torch.mul(p[slot], z, out=scratch), -1, out=stream[2, k])  # -inf: 0 * inf = NaN marks the row
+                centred.add(k)
+        held.append(k)
+        return slots[k]
 
-    for row, (i, j) in enumerate(pairs):
-        a = load(i, partner=j)
-        b = load(j, partner=i)
+    # by the later stream: a chain of neighbours, with the pairs two apart, loads each stream once
+    for row in sorted(range(len(pairs)), key=lambda row: sorted(pairs[row], reverse=True)):
+        i, j = pairs[row]
+        a, b = load(i), load(j)
         torch.sum(torch.mul(s[a], s[b], out=scratch), -1, out=between[0, row])
         ratio = between[0, row] / stream[1, i]  # mass >= 1: the column of the peak
         torch.addcmul(s[b], s[a], ratio[:, None], value=-1, out=scratch)

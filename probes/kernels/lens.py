@@ -4,6 +4,7 @@ The read-outs are never held: one pass over tiles of the vocabulary keeps a few 
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .eager import Readout, read
+from .lens_state import LensReading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,7 @@ class LensTransport:
     kl_from_next: Float[Tensor, "L_minus_1 N"]  # KL(p_l+1 : p_l), nats
     target_log_prob: Float[Tensor, "L N"] | None  # nats; NaN where the target is -1; None without targets
     overlap: Float[Tensor, "L_minus_1 N"]  # Bhattacharyya coefficient sum sqrt(p q) in [0, 1]: a check, cos(angle/2)
+    pair_angle: Float[Tensor, "P N"] | None  # angles of the layer pairs that were asked for, radians; None without
     n_nonfinite: int  # rows (layer, token) set to NaN
     backend: str
     precision: str  # dtype of logits and exponentials; sums over tiles are float64
@@ -56,6 +59,7 @@ def lens_transport(
     temperature: float | int = 1.0,
     targets: Int[Tensor, "tokens"] | None = None,
     vocab: int | None = None,
+    pairs: Sequence[tuple[int, int]] | None = None,
     backend: str = "auto",
     token_block: int = 64,
     vocab_tile: int | None = None,
@@ -67,9 +71,11 @@ def lens_transport(
     which keeps angles that arccos loses (under 3e-4 rad in float32). `hidden` has already passed the final norm.
     Half-precision inputs are upcast a tile at a time; logits are float32 (float64 where an input is). `targets` are
     token ids, -1 for none. `vocab_tile` None: tiles of 8 MB, so that memory does not grow with L, N or V.
+    pairs: more layers to compare, (i, j) of 0..L-1; their angles come as `pair_angle`, steps are not computed twice.
 
-    ValueError: shapes that do not fit, L < 2, vocab outside [2, V], softcap or temperature <= 0, a target outside
-    [-1, vocab), an unknown backend. N = 0 gives empty tensors. Source: the angle is SPINAL's L_l (arXiv 2601.06238).
+    ValueError: shapes that do not fit, L < 2, a pair outside the layers, vocab outside [2, V], softcap or
+    temperature <= 0, a target outside [-1, vocab), an unknown backend. N = 0 gives empty tensors.
+    Source: the angle is SPINAL's L_l (arXiv 2601.06238).
     """
     if hidden.ndim != 3 or hidden.shape[0] < 2:
         raise ValueError(f"hidden is [layers, tokens, width] with at least 2 layers, got {tuple(hidden.shape)}")
@@ -86,18 +92,22 @@ def lens_transport(
             token = int(outside[0])
             raise ValueError(f"target {int(targets[token])} of token {token} is outside [-1, {vocab}); -1 means none")
 
-    pairs = [(layer, layer + 1) for layer in range(n_layers - 1)]
+    steps = [(layer, layer + 1) for layer in range(n_layers - 1)]
+    asked = [_layer_pair(pair, n_layers) for pair in pairs or ()]
+    place = {pair: i for i, pair in enumerate(dict.fromkeys([*steps, *(pair for pair in asked if pair[0] != pair[1])]))}
     reading, target_logits = read(
-        [readout], pairs, vocab=vocab, token_block=token_block, vocab_tile=vocab_tile, targets=targets
+        [readout], list(place), vocab=vocab, token_block=token_block, vocab_tile=vocab_tile, targets=targets
     )
+    n_steps = len(steps)
     return LensTransport(
-        angle=reading.angle,
+        angle=reading.angle[:n_steps],
         entropy=reading.entropy,
         log_normalizer=reading.log_normalizer,
-        kl_to_next=reading.kl_forward,
-        kl_from_next=reading.kl_backward,
+        kl_to_next=reading.kl_forward[:n_steps],
+        kl_from_next=reading.kl_backward[:n_steps],
         target_log_prob=None if target_logits is None else target_logits - reading.log_normalizer,
-        overlap=reading.overlap,
+        overlap=reading.overlap[:n_steps],
+        pair_angle=None if pairs is None else _asked_angles(reading, asked, place),
         n_nonfinite=int(reading.log_normalizer.isnan().sum()),
         backend=backend,
         precision=str(readout.dtype).removeprefix("torch."),
@@ -157,6 +167,23 @@ def lens_distance(
         backend=backend,
         precision=str(torch.promote_types(a.dtype, b.dtype)).removeprefix("torch."),
     )
+
+
+def _layer_pair(pair: tuple[int, int], n_layers: int) -> tuple[int, int]:
+    """A pair of layers in ascending order: the angle is symmetric."""
+    i, j = (int(layer) for layer in pair)
+    if not (0 <= i < n_layers and 0 <= j < n_layers):
+        raise ValueError(f"pair ({i}, {j}): layers 0 to {n_layers - 1} are there")
+    return min(i, j), max(i, j)
+
+
+def _asked_angles(
+    reading: LensReading, asked: Sequence[tuple[int, int]], place: Mapping[tuple[int, int], int]
+) -> Float[Tensor, "P N"]:
+    """Angles in the order asked; a layer and itself is 0, NaN where its read-out is not finite."""
+    own = torch.where(reading.log_normalizer.isnan(), torch.nan, 0.0).to(reading.angle)
+    rows = [reading.angle[place[pair]] if pair in place else own[pair[0]] for pair in asked]
+    return torch.stack(rows) if rows else reading.angle[:0]
 
 
 def _readout(
