@@ -9,6 +9,7 @@ from .profiles import contrast_profile, layer_profile
 from .ranking_figures import ranking_figures
 from .reward_figures import reward_figures
 from .spinal_figures import spinal_figures
+from .weight_figures import weight_figures
 
 if TYPE_CHECKING:
     from ..diagnose.report import Report
@@ -22,6 +23,7 @@ __all__ = [
     "report_figures",
     "reward_figures",
     "spinal_figures",
+    "weight_figures",
 ]
 
 _BY_SECTION = {
@@ -32,6 +34,7 @@ _BY_SECTION = {
     "objectives": objective_figures,
     "spinal": spinal_figures,
     "spinal_trace": spinal_figures,
+    "weights": weight_figures,
 }
 
 
