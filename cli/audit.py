@@ -63,6 +63,21 @@ def audit(
     terminal: Annotated[
         str, typer.Option(help="Terminal blocks: last_third, last_K (as last_4), or FIRST-LAST (as 21-30).")
     ] = "last_third",
+    controls: Annotated[
+        bool,
+        typer.Option("--controls", help="More controls of SPINAL: the chat template, noise as large as the update."),
+    ] = False,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--control",
+            metavar="NAME=PATH",
+            help="A checkpoint trained from the reference without the preferences (SFT, shuffled DPO); repeatable.",
+        ),
+    ] = None,
+    noise_seeds: Annotated[
+        int, typer.Option(help="Seeds of the noise control; p can fall to 1 / (seeds + 1).", min=1)
+    ] = 3,
     template: options.Template = "auto",
     eos: options.Eos = "auto",
     boundary: options.Boundary = "refuse",
@@ -88,6 +103,7 @@ def audit(
     An adapter:     alignscope audit --policy lora/ --reference base/ --pairs test.jsonl --out runs/lora
     Under shift:    alignscope audit ... --reward rm/ --only ranking,rewards --shifted maths=maths.jsonl
     From a table:   alignscope audit --scores pairs.parquet --out runs/table
+    With controls:  alignscope audit ... --only spinal --controls --control shuffled=dpo_shuffled/
     A gate in CI:   alignscope audit ... --only ranking --fail-if 'ranking.reward_accuracy.low<0.5'
     """
     from ..diagnose.gates import Gate, require_sections
@@ -159,6 +175,9 @@ def audit(
             mismatched=mismatched,
             terminal=terminal,
             max_tokens=max_tokens,
+            controls=("halves", "template", "noise") if controls else ("halves",),
+            control_checkpoints=named(control or [], "--control", "sft=runs/sft"),
+            noise_seeds=noise_seeds,
             max_invalid=max_invalid,
             seed=seed,
             dtype=dtype,
@@ -175,6 +194,7 @@ SECTIONS = ("ranking", "length", "displacement", "rewards", "objectives", "spina
 # options that say how models are opened or read: they mean nothing beside a finished table
 OF_MODELS = (
     "policy", "pairs", "reference", "base", "reward", "prompts", "share_prefix", "ches", "mismatched", "terminal",
+    "controls", "control", "noise_seeds",
     "template", "eos", "boundary", "over_length", "max_length", "max_tokens", "dtype", "device",
     "batch_tokens", "no_cache",
 )  # fmt: skip

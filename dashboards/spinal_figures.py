@@ -10,6 +10,7 @@ from ..diagnose.report import Estimate
 from ..diagnose.spinal_settings import RESOLUTION
 from .drawing import POLICY_LOOK, table_with
 from .profiles import STEP_AXIS, contrast_profile, layer_profile
+from .spinal_control_figures import control_figures
 from .wording import missing, moved, stated
 
 CONTROL = "control: the base on other prompts"
@@ -31,7 +32,7 @@ def spinal_figures(
     settings: `alarm_p`, the p under which a point is filled (default .025).
     """
     level = float((settings or {}).get("alarm_p") or 0.025)
-    made = {
+    made: dict[str, go.Figure | None] = {
         "alpha": _alpha(tables, estimates),
         "d_alpha": _alpha_contrast(tables, estimates, level),
         "angle": _angle(tables, estimates),
@@ -39,6 +40,7 @@ def spinal_figures(
         "entropy": _entropy(tables, estimates),
         "d_entropy": _entropy_contrast(tables, estimates),
         "base_distance": _base_distance(tables, estimates),
+        **control_figures(tables),
     }
     return {name: figure for name, figure in made.items() if figure is not None}
 

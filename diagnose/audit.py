@@ -11,7 +11,6 @@ from ..probes.inputs import PairFile, PromptFile, check_invalid, distinct_prompt
 from ..probes.policy import is_adapter, load_judge, load_policy_and_reference
 from ..probes.rendering import template_file_hash
 from ..probes.scoring import score_pairs
-from ..probes.vocabulary import same_ids
 from .manifest import count_reasons, data_facts, first_rows, model_facts, model_identity, package_versions
 from .model_findings import model_findings
 from .naming import short_name
@@ -20,7 +19,8 @@ from .ranking_report import require_ranking_settings
 from .report import Manifest, Report, SectionResult
 from .reward_rows import require_shifts
 from .run_directory import RunDirectory, Stopwatch
-from .spinal import compare_spinal, spinal_trace
+from .spinal_audit import SpinalSettings, load_controls, spinal_comparison
+from .spinal_compare import DEFAULT_CONTROLS, NOISE_SEEDS
 from .spinal_contrast import terminal_window
 from .spinal_settings import require_at_least
 
@@ -60,6 +60,9 @@ def audit(
     mismatched: bool = False,
     terminal: str = "last_third",
     max_tokens: int = 128,
+    controls: Sequence[str] = DEFAULT_CONTROLS,
+    control_checkpoints: "Mapping[str, str | os.PathLike[str] | Subject] | None" = None,
+    noise_seeds: int = NOISE_SEEDS,
     max_invalid: float = 0.05,
     seed: int = 0,
     dtype: str = "float32",
@@ -82,6 +85,8 @@ def audit(
     beta: the DPO beta of the policy's training, for the idealised accuracy and the implicit reward.
     same_training: policy and reward model share base, training pairs and template; else the report says "confounded".
     shifts: name -> "prompt shift" or "response shift", see reward_report.
+    controls, noise_seeds: of SPINAL, see compare_spinal. control_checkpoints: name -> checkpoint trained from the same
+        reference without the preferences (SFT only, shuffled labels), traced on the same prompts.
     share_prefix, states, mismatched: see score_pairs; states gives CHES, mismatched KTO's reference point.
     progress: called as progress(stage, done, total).
     Raises InputError for a model, file or setting that cannot be used; bad rows are set aside and counted, up to the
@@ -90,8 +95,17 @@ def audit(
     sections = _sections(only, reference, reward, shifted or {})
     require_shifts(shifts or {}, shifted or {})
     text = TextPolicy(template, eos, boundary, max_length, over_length)
-    _require_settings(text, (beta, ties, smoothing, assumed_preference), terminal)
-    require_at_least(max_tokens=(max_tokens, 1), batch_tokens=(batch_tokens, 1))
+    spinal = SpinalSettings(
+        terminal=terminal,
+        max_tokens=max_tokens,
+        controls=controls,
+        control_checkpoints=control_checkpoints or {},
+        noise_seeds=noise_seeds,
+    )
+    if control_checkpoints and "spinal" not in sections:
+        raise InputError("--control: control checkpoints are read by the section spinal, which is not computed here")
+    _require_settings(text, (beta, ties, smoothing, assumed_preference))
+    require_at_least(batch_tokens=(batch_tokens, 1))
     if callable(reward) and not hasattr(reward, "rewards") and out is not None:
         raise InputError(
             "reward: a function cannot be told from another one when a run continues; leave out= away, or give its "
@@ -112,8 +126,10 @@ def audit(
     if prompt_file is not None and other is not None and terminal != "last_third":  # which may have no window: a null
         terminal_window(terminal, other.n_layers)
     judge = load_judge(reward, base=base, reference=reference, dtype=dtype, device=device)
+    others = load_controls(spinal, reference, base, dtype=dtype, device=device)
 
     models: dict[str, Any] = {"policy": subject, "reference": other, "reward": judge}
+    models |= {f"control {name}": model for name, model in others.items()}
     models = {role: model for role, model in models.items() if hasattr(model, "fingerprints")}
     data = {"pairs": data_facts(pair_file), **({"prompts": data_facts(prompt_file)} if prompt_file else {})}
     data |= {f"shifted {name}": data_facts(file) for name, file in shifted_files.items()}
@@ -134,8 +150,7 @@ def audit(
         "share_prefix": share_prefix,
         "states": states,
         "mismatched": mismatched,
-        "terminal": terminal,
-        "max_tokens": max_tokens,
+        **spinal.facts(),
         "max_invalid": max_invalid,
         "dtype": dtype,
     }
@@ -208,30 +223,18 @@ def audit(
                 found += ranking_sections(scores, preferences, companions_only=True)
         results += [found[0].costed(watch.cost("rewards")), *found[1:]]
     if prompt_file is not None and other is not None:
-        same_text = other.fingerprints.tokenizer is None or same_ids(subject, other)
         with watch.timed("spinal"):
-            base_trace, policy_trace = (
-                spinal_trace(
-                    model,
-                    prompt_file,
-                    max_tokens=max_tokens,
-                    template=template,
-                    eos=eos,
-                    max_invalid=max_invalid,
-                    seed=seed,
-                    shards=run.stage(f"trace_{role}") if run else None,
-                    progress=progress,
-                    tokenizer=subject.tokenizer if same_text else None,
-                )
-                for role, model in (("reference", other), ("policy", subject))
-            )
-            comparison = compare_spinal(
-                base_trace,
-                policy_trace,
-                terminal=terminal,
-                subjects=(other, subject),
+            comparison = spinal_comparison(
+                subject,
+                other,
+                others,
+                prompt_file,
+                spinal,
+                template=template,
+                eos=eos,
+                max_invalid=max_invalid,
                 seed=seed,
-                shards=run.stage("spinal") if run else None,
+                stage=run.stage if run else lambda name: None,
                 progress=progress,
             ).section()
         results.append(comparison.costed(watch.cost("spinal")))
@@ -262,12 +265,11 @@ def audit(
     return report
 
 
-def _require_settings(text: TextPolicy, ranking: tuple[float, str, str, float | None], terminal: str) -> None:
+def _require_settings(text: TextPolicy, ranking: tuple[float, str, str, float | None]) -> None:
     """Refuse what can be seen to be wrong before a file is read: a bad value must not cost an hour, or a run folder."""
     template_file_hash(text.template)
     beta, ties, smoothing, assumed_preference = ranking
     require_ranking_settings((beta,), 1, ties, smoothing, assumed_preference, 1)
-    terminal_window(terminal, 10**6)
 
 
 def _sections(

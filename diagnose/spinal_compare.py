@@ -1,6 +1,6 @@
 """How do contraction and transport differ between two models that read the same prompts? Aligned minus base, paired."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,10 @@ from .spinal_controls import ALARM, HalvesControl, halves_control
 from .spinal_distance import base_distance, same_head
 from .spinal_effects import effects, over_blocks
 from .spinal_estimates import comparison_estimates
+from .spinal_nulls import Control, controls_table, trained_controls
 from .spinal_reading import Folder, Progress
-from .spinal_settings import COMPARISON_ONLY, require_only
+from .spinal_retrace import Prompts, noise_control, template_control
+from .spinal_settings import COMPARISON_ONLY, require_at_least, require_only
 from .spinal_trace import SpinalTrace, bootstrap_means, cluster_codes
 
 if TYPE_CHECKING:
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
     from ..probes.subject import Subject
     from .report import SectionResult
 
-CONTROLS = ("halves",)
-LATER_CONTROLS = ("template", "noise", "sft", "shuffled")
+CONTROLS = ("halves", "template", "noise")
+DEFAULT_CONTROLS = ("halves",)
+NOISE_SEEDS = 3
 SAME_SETTINGS = ("positions", "lens", "lens_positions", "temperature", "window", "groups", "seed", "max_tokens")
 
 
@@ -51,7 +54,8 @@ class SpinalComparison:
     base_distance: Float[np.ndarray, "layers N"] | None
     window: tuple[int, int] | None  # terminal blocks, first and last
     estimates: dict[str, Estimate]
-    controls: dict[str, HalvesControl]
+    controls: dict[str, HalvesControl | Control]
+    control_effects: pd.DataFrame  # a row a control and headline: effect, control's effect, net, verdict
     identical: bool  # equal fingerprints
     settings: dict[str, Any]
     warnings: tuple[str, ...]
@@ -60,6 +64,12 @@ class SpinalComparison:
     def alpha(self) -> pd.DataFrame:
         """The contrast of exponents by layer."""
         return self.contrast.filter(regex="^(layer|n|d_alpha.*)$")
+
+    @property
+    def halves(self) -> HalvesControl | None:
+        """The control on two halves of the prompts, where it was asked for."""
+        found = self.controls.get("halves")
+        return found if isinstance(found, HalvesControl) else None
 
     @property
     def alarm(self) -> bool:
@@ -99,7 +109,10 @@ def compare_spinal(
     *,
     terminal: str | tuple[int, int] | list[int] = "last_third",
     subjects: "tuple[Subject, Subject] | None" = None,
-    controls: Sequence[str] = CONTROLS,
+    controls: Sequence[str] = DEFAULT_CONTROLS,
+    control_traces: Mapping[str, SpinalTrace] | None = None,
+    noise_seeds: int = NOISE_SEEDS,
+    prompts: Prompts | None = None,
     weights: Sequence[float] = COMPARISON_ONLY["weights"],
     gradient: str = "weight_share",
     pairs: Any = None,
@@ -111,13 +124,18 @@ def compare_spinal(
 
     terminal: blocks that the aggregates run over: "last_third", "last_<k>" or (first, last).
     subjects: the two models themselves, for the same-layer distance of their read-outs; without: null, with a reason.
-    controls: "halves" (the base against itself on two disjoint halves of the prompts).
+    controls: of "halves" (the base against itself on two disjoint halves of the prompts), "template" (the base under
+        the chat template against raw text; needs subjects and prompts) and "noise" (the base with random weights as
+        large as the update, matrix by matrix; a trace a seed, 3 give p >= .25, 19 are needed for .05; needs subjects).
+    control_traces: name -> trace of a control checkpoint of the same base on the same prompts: SFT only, chosen
+        answers only, DPO with shuffled labels. prompts: the prompts as text, for the template.
     weights, gradient, pairs: their defaults only (of the score, which this version does not have).
     shards: folder where the distance is kept once it is there. progress: called as progress(stage, done, total).
     Raises InputError, naming both values, where prompts, their `prompt_id`s, depth, dtype or settings of the traces
     differ; where only width or token ids differ there is no contrast of exponents, and the reason says so. Definitions:
     arXiv 2601.06238; tests, intervals and control: ours (docs/spinal.md).
     """
+    require_at_least(noise_seeds=(noise_seeds, 1))
     require_only({"weights": tuple(weights), "gradient": gradient, "pairs": pairs}, COMPARISON_ONLY)
     _check_controls(controls)
     warnings = _require_comparable(base, aligned)
@@ -132,8 +150,7 @@ def compare_spinal(
     window, no_window = _window(terminal, base.model.n_layers)
     clusters = cluster_codes([prompt for prompt, keep in zip(base.prompts, kept, strict=True) if keep])
 
-    no_exponents = _why_no_exponents(base, aligned)
-    found = effects(base, aligned, window, no_exponents=no_exponents)
+    found = effects(base, aligned, window)
     distance, no_distance = base_distance(
         base, aligned, subjects, identical=identical, warnings=warnings, shards=shards, progress=progress
     )
@@ -162,7 +179,14 @@ def compare_spinal(
         for suffix, column in zip(("", "_low", "_high"), bootstrap_means(values, clusters, seed), strict=True):
             table[name + suffix] = column
     transport["n_sampled"] = np.isfinite(used[1].angle_sampled - used[0].angle_sampled)[1:].sum(1)
-    halves = {name: halves_control(base, window, seed=seed) for name in controls}
+    halves = halves_control(base, window, seed=seed) if "halves" in controls else None
+    others = trained_controls(control_traces, base, aligned)
+    for control in others:
+        _require_comparable(base, control.traces[0])
+    if "template" in controls:
+        others.append(template_control(base, subjects, prompts, shards=shards, progress=progress))
+    if "noise" in controls and not identical:
+        others.append(noise_control(base, subjects, seeds=noise_seeds, seed=seed, shards=shards, progress=progress))
     means = found.means | {
         "base_distance_terminal": None if distance is None else over_blocks(distance, window),
         "base_distance_terminal_residual": None if residual is None else over_blocks(residual, window),
@@ -185,26 +209,29 @@ def compare_spinal(
             means=means,
             families=families,
             contrast=contrast,
-            halves=halves.get("halves"),
+            halves=halves,
             window=window,
             clusters=clusters,
             seed=seed,
             reasons={
                 "window": no_window,
-                "alpha": no_exponents,
+                "alpha": found.no_exponents,
                 "distance": no_distance,
                 "residual": no_residual,
                 "efficiency": None if found.means["d_efficiency_terminal"] is not None else "the ends of this window "
                 "were not compared: a straightness is read for the last third and for last blocks that equal it",
             },
         ),
-        controls=halves,
+        controls=({"halves": halves} if halves else {}) | {control.name: control for control in others},
+        control_effects=controls_table(base, aligned, others, window, seed=seed),
         identical=identical,
         settings={
             **base.settings,
             "terminal": terminal if isinstance(terminal, str) else list(terminal),
             "terminal_blocks": None if window is None else list(window),
             "controls": list(controls),
+            "control_checkpoints": {c.name: c.traces[0].model.name for c in others if c.kind == "trained"},
+            "noise_seeds": noise_seeds,
             "alarm_p": ALARM,
             "seed": seed,
         },
@@ -216,10 +243,8 @@ def _check_controls(controls: Sequence[str]) -> None:
     if isinstance(controls, str):
         raise InputError(f"controls={controls!r}: a list is expected, as ('halves',)")
     for name in controls:
-        if name in LATER_CONTROLS:
-            raise InputError(f"controls: {name!r} is not in this version; it has: {', '.join(CONTROLS)}")
         if name not in CONTROLS:
-            raise InputError(f"controls: {name!r} is unknown; this version has: {', '.join(CONTROLS)}")
+            raise InputError(f"controls: {name!r} is none of {', '.join(CONTROLS)}; checkpoints go to control_traces")
 
 
 def _require_comparable(base: SpinalTrace, aligned: SpinalTrace) -> list[str]:
@@ -250,14 +275,6 @@ def _require_comparable(base: SpinalTrace, aligned: SpinalTrace) -> list[str]:
     if same_ids:
         return []
     return ["the models read the same texts as different token ids: no contrast of exponents, no same-layer distance"]
-
-
-def _why_no_exponents(base: SpinalTrace, aligned: SpinalTrace) -> str | None:
-    if base.token_hash != aligned.token_hash:
-        return f"different token ids (hash {base.token_hash[:12]} and {aligned.token_hash[:12]})"
-    if base.model.d_model != aligned.model.d_model:
-        return f"different widths ({base.model.d_model} and {aligned.model.d_model}): exponents move with N / d"
-    return None
 
 
 def _window(terminal: str | tuple[int, int] | list[int], n_layers: int) -> tuple[tuple[int, int] | None, str | None]:

@@ -4,7 +4,6 @@ Second minus first, paired over the same prompts.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +24,7 @@ class Effects:
     exponents: dict[str, ExponentContrast]  # by layer, for the chosen window of ranks ("") and the two beside it
     means: dict[str, Float[np.ndarray, "N"] | None]  # a value a prompt; None where the window has none
     window: Blocks
+    no_exponents: str | None  # why exponents may not be compared; they are NaN then
 
     @property
     def blocks(self) -> Int[np.ndarray, "k"]:
@@ -46,11 +46,9 @@ ALPHA = "d_alpha_terminal"
 HEADLINES = (ALPHA, "d_transport_terminal", "d_entropy_terminal", "d_efficiency_terminal")
 
 
-def effects(first: SpinalTrace, second: SpinalTrace, window: Blocks, *, no_exponents: str | None = None) -> Effects:
-    """Second minus first over the terminal blocks, of traces that keep the same prompts in the same order.
-
-    no_exponents: why exponents may not be compared (other width, other ids); they are NaN then.
-    """
+def effects(first: SpinalTrace, second: SpinalTrace, window: Blocks) -> Effects:
+    """Second minus first over the terminal blocks, of traces that keep the same prompts in the same order."""
+    no_exponents = why_no_exponents(first, second)
     a, b = (trace.readings.take(np.flatnonzero(trace.kept)) for trace in (first, second))
     sides = [_side(trace, no_exponents) for trace in (first, second)]
     if no_exponents:  # spectra of other widths have other shapes
@@ -67,7 +65,17 @@ def effects(first: SpinalTrace, second: SpinalTrace, window: Blocks, *, no_expon
             "d_efficiency_terminal": _straighter(a, b, window),
         },
         window=window,
+        no_exponents=no_exponents,
     )
+
+
+def why_no_exponents(first: SpinalTrace, second: SpinalTrace) -> str | None:
+    """Why two spectra may not be compared (the identical-N rule); None where they may."""
+    if first.token_hash != second.token_hash:
+        return f"different token ids (hash {first.token_hash[:12]} and {second.token_hash[:12]})"
+    if first.model.d_model != second.model.d_model:
+        return f"different widths ({first.model.d_model} and {second.model.d_model}): exponents move with N / d"
+    return None
 
 
 def over_steps(values: Float[np.ndarray, "steps N"], window: Blocks) -> Float[np.ndarray, "N"] | None:
@@ -80,12 +88,6 @@ def over_steps(values: Float[np.ndarray, "steps N"], window: Blocks) -> Float[np
 def over_blocks(values: Float[np.ndarray, "layers N"], window: Blocks) -> Float[np.ndarray, "N"] | None:
     """Mean over the blocks of the window, a prompt."""
     return None if window is None else values[window[0] : window[1] + 1].mean(0)
-
-
-def present(means: Mapping[str, Float[np.ndarray, "N"] | None], name: str) -> bool:
-    """Whether some prompt has a value."""
-    values = means[name]
-    return values is not None and bool(np.isfinite(values).any())
 
 
 def _straighter(a: Readings, b: Readings, window: Blocks) -> Float[np.ndarray, "N"] | None:

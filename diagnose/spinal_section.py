@@ -13,6 +13,7 @@ from .report import Estimate, Finding, Section, SectionResult
 from .spinal_contrast import MIN_TESTED, terminal_window
 from .spinal_controls import ALARM
 from .spinal_estimates import trace_estimates
+from .spinal_null_findings import CONTROLS_WANTED, caveat, controls_findings
 from .spinal_settings import RESOLUTION
 from .spinal_trace import SAMPLING_ONLY
 
@@ -20,11 +21,6 @@ if TYPE_CHECKING:
     from .spinal_compare import SpinalComparison
     from .spinal_trace import SpinalTrace
 
-CANNOT_TELL = "It cannot tell preference training from any training of this size"
-CONTROLS_WANTED = (
-    "Trace an SFT-only checkpoint, or DPO on shuffled labels, of equal steps, and compare it with the same base: what "
-    "those show too is not due to the preferences."
-)
 WINDOWS = ("d_alpha_terminal", "d_alpha_terminal_wide", "d_alpha_terminal_bulk")
 LAYERS = (
     "a row a model and layer (0 = embeddings): exponent with gates, rank measures, entropy; n prompts, n_sampled of "
@@ -36,6 +32,10 @@ CONTRAST = "a row a layer: differences of exponent and entropy, aligned minus ba
 TRANSPORT = (
     "a row a step 1 to L - 1: difference of angles, aligned minus base, with t and family-adjusted p; n prompts, "
     "n_sampled of them with sampled positions"
+)
+CONTROLS = (
+    "a row a control and quantity over the last blocks: aligned minus base (effect), control minus base, aligned minus "
+    "control (net), with intervals; p of noise seeds; verdict"
 )
 HALVES = "a row a layer: the base on one half of its prompts minus the base on the other half; n prompts in both"
 
@@ -70,8 +70,10 @@ def comparison_section(comparison: "SpinalComparison") -> SectionResult:
         "local_slopes": comparison.local_slopes,
     }
     described = {"layers": LAYERS, "contrast": CONTRAST, "transport": TRANSPORT, "steps": STEPS, "local_slopes": SLOPES}
-    if "halves" in comparison.controls:
-        tables["halves"], described["halves"] = comparison.controls["halves"].table, HALVES
+    if comparison.halves is not None:
+        tables["halves"], described["halves"] = comparison.halves.table, HALVES
+    if len(comparison.control_effects):
+        tables["controls"], described["controls"] = comparison.control_effects, CONTROLS
     base, aligned = comparison.names
     section = Section(
         name="spinal",
@@ -160,7 +162,7 @@ def _comparison_summary(comparison: "SpinalComparison") -> str:
     if comparison.alarm:
         return (
             f"{aligned} differs from {base} by more than the choice of prompts explains ({tests}): "
-            f"{_directions(comparison)}. {distance} {CANNOT_TELL}."
+            f"{_directions(comparison)}. {distance}{caveat(comparison)}"
         )
     tested = ["transport"] if transport.value is not None and not few else []
     tested += ["contraction"] if alpha.value is not None else []
@@ -245,14 +247,21 @@ def _comparison_findings(comparison: "SpinalComparison") -> tuple[Finding, ...]:
             section="spinal",
             sentence=_comparison_summary(comparison),
             rests_on=[*families, *terminal],
-            next_step="Check that the right two checkpoints were named." if comparison.identical else CONTROLS_WANTED,
+            next_step=_next_step(comparison),
         )
     ]
     findings += _window_finding(comparison)
     findings += _distance_finding(comparison)
+    findings += controls_findings(comparison)
     findings += _halves_finding(comparison)
     flagged = _gate_finding(comparison.aligned, comparison.names[1], "spinal", ["spinal.d_alpha_terminal"])
     return (*findings, *flagged)
+
+
+def _next_step(comparison: "SpinalComparison") -> str:
+    if comparison.identical:
+        return "Check that the right two checkpoints were named."
+    return CONTROLS_WANTED if caveat(comparison) else "Read the rest that the controls leave, in the table controls."
 
 
 def _distance_finding(comparison: "SpinalComparison") -> list[Finding]:
@@ -283,9 +292,9 @@ def _distance_finding(comparison: "SpinalComparison") -> list[Finding]:
 
 
 def _halves_finding(comparison: "SpinalComparison") -> list[Finding]:
-    if "halves" not in comparison.controls:
+    if comparison.halves is None:
         return []
-    control, e = comparison.controls["halves"], comparison.estimates
+    control, e = comparison.halves, comparison.estimates
     tests = f"transport p = {_p(e['null_transport_p'])}, contraction p = {_p(e['null_alpha_p'])}"
     if math.isnan(control.transport_p) and math.isnan(control.alpha_p):
         return []

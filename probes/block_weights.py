@@ -206,3 +206,16 @@ def _refuse_packed(subject: HuggingFaceSubject, block: nn.Module, number: int) -
             )
         if tensor.is_meta:
             raise InputError(f"{where} is not in memory (offloaded); load the model without a device map")
+
+
+def block_tensors(subject: Subject) -> Iterator[tuple[int, str, Tensor]]:
+    """Block (from 1), name and effective value, float64, of every parameter as the modules hold it: nothing split.
+
+    Raises InputError as `block_weights` does.
+    """
+    if not isinstance(subject, HuggingFaceSubject):
+        raise InputError(f"{subject.name}: weights can be read of a transformers model only")
+    for number, block in enumerate(subject.anatomy.blocks, start=1):
+        _refuse_packed(subject, block, number)
+        for path, tensor, _ in _effective(subject, block, ""):
+            yield number, path, _float64(tensor)

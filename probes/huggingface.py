@@ -8,6 +8,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -192,6 +193,15 @@ class HuggingFaceSubject:
         """
         with torch.no_grad(), self._measuring():
             return generate(self, prompts, **kwargs)
+
+    def under(self, name: str, fingerprint: str) -> "HuggingFaceSubject":
+        """The same module under another name and fingerprint: for as long as its weights are changed on purpose."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.name = name
+        other._fingerprints = replace(self.fingerprints, weights=fingerprint, combined=fingerprint)
+        other._head, other._head_is_known = None, False
+        return other
 
     def without_adapter(self) -> "HuggingFaceSubject":
         """The reference of an adapter: the same weights with the adapter off, and the base's own fingerprint.

@@ -50,6 +50,18 @@ def load_policy_and_reference(
     return subject, load(reference, base=base if is_adapter(reference) else None, dtype=dtype, device=device)
 
 
+def load_control(
+    control: "Named | Subject",
+    reference: "Named | Subject | None",
+    *,
+    base: Named | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+) -> "Subject":
+    """A control checkpoint beside policy and reference; the base of an adapter is found as the policy's is."""
+    return _load_policy(control, reference, base if is_adapter(control) else None, dtype, device)
+
+
 def load_judge(reward: Any, *, base: Any, reference: Any, dtype: str = "float32", device: str = "auto") -> Any:
     """The reward model of a folder; a Subject or function as it is, None for None.
 

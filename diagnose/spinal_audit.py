@@ -1,0 +1,117 @@
+"""SPINAL of an audit: both models traced on the same prompts, the controls that were asked for, one section."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..probes.inputs import PromptFile
+from ..probes.policy import Named, load_control
+from ..probes.vocabulary import same_ids
+from .spinal import SpinalTrace, compare_spinal, spinal_trace
+from .spinal_compare import CONTROLS, DEFAULT_CONTROLS, NOISE_SEEDS, SpinalComparison
+from .spinal_contrast import terminal_window
+from .spinal_settings import require_at_least
+
+if TYPE_CHECKING:
+    from ..probes.subject import Subject
+    from .spinal_reading import Progress
+
+Stage = Callable[[str], Path | None]  # name of a stage -> folder of its shards; None without a run directory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpinalSettings:
+    """What the section depends on besides models and prompts; see `spinal_trace` and `compare_spinal`.
+
+    Raises InputError for a value that cannot be used: before a model is read.
+    """
+
+    terminal: str = "last_third"
+    max_tokens: int = 128
+    controls: Sequence[str] = DEFAULT_CONTROLS
+    control_checkpoints: Mapping[str, "Named | Subject"] = field(default_factory=dict)
+    noise_seeds: int = NOISE_SEEDS
+
+    def __post_init__(self) -> None:
+        terminal_window(self.terminal, 10**6)
+        require_at_least(max_tokens=(self.max_tokens, 1), noise_seeds=(self.noise_seeds, 1))
+        for name in self.controls:
+            if name not in CONTROLS:
+                raise InputError(f"--controls {name}: choose from {', '.join(CONTROLS)}; checkpoints go to --control")
+        for name in self.control_checkpoints:
+            if name in CONTROLS or not name:
+                raise InputError(f"--control {name}=...: {', '.join(CONTROLS)} are taken; choose another name")
+
+    def facts(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "terminal": self.terminal,
+            "max_tokens": self.max_tokens,
+            "controls": list(self.controls),
+            "control_checkpoints": {name: str(path) for name, path in self.control_checkpoints.items()},
+            "noise_seeds": self.noise_seeds,
+        }
+
+
+def load_controls(
+    settings: SpinalSettings,
+    reference: "Named | Subject | None",
+    base: Named | None,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+) -> "dict[str, Subject]":
+    """The control checkpoints by name; an adapter's base is `base`, else its own, else the reference."""
+    return {
+        name: load_control(path, reference, base=base, dtype=dtype, device=device)
+        for name, path in settings.control_checkpoints.items()
+    }
+
+
+def spinal_comparison(
+    policy: "Subject",
+    reference: "Subject",
+    controls: "Mapping[str, Subject]",
+    prompts: PromptFile,
+    settings: SpinalSettings,
+    *,
+    template: str = "auto",
+    eos: str = "auto",
+    max_invalid: float = 0.05,
+    seed: int = 0,
+    stage: Stage = lambda name: None,
+    progress: "Progress | None" = None,
+) -> SpinalComparison:
+    """Trace reference, policy and controls on the ids of one tokenizer where they share one, then compare."""
+
+    def traced(role: str, model: "Subject") -> SpinalTrace:
+        same_text = model.fingerprints.tokenizer is None or same_ids(policy, model)
+        return spinal_trace(
+            model,
+            prompts,
+            max_tokens=settings.max_tokens,
+            template=template,
+            eos=eos,
+            max_invalid=max_invalid,
+            seed=seed,
+            shards=stage(f"trace_{role}"),
+            progress=progress,
+            tokenizer=policy.tokenizer if same_text else None,
+        )
+
+    base, aligned = traced("reference", reference), traced("policy", policy)
+    return compare_spinal(
+        base,
+        aligned,
+        terminal=settings.terminal,
+        subjects=(reference, policy),
+        controls=settings.controls,
+        control_traces={name: traced(f"control_{name}", model) for name, model in controls.items()},
+        noise_seeds=settings.noise_seeds,
+        prompts=prompts,
+        seed=seed,
+        shards=stage("spinal"),
+        progress=progress,
+    )

@@ -1,0 +1,149 @@
+"""A contrast beside its controls: checkpoints trained otherwise, the template, and noise as large as the update."""
+
+import numpy as np
+import pytest
+from spinal_models import letters, tiny_subject
+from tiny_tokenizer import tiny_tokenizer
+
+import alignscope
+from alignscope import InputError, compare_spinal, spinal_trace
+from alignscope.diagnose.spinal_effects import effects
+from alignscope.diagnose.spinal_nulls import Control, compared, controls_table
+
+PROMPTS = letters(90)
+TEMPLATE = "{% for m in messages %}{{ 'abc ' + m['content'] + ' ' }}{% endfor %}{{ 'xyz' }}"
+
+
+@pytest.fixture(scope="module")
+def subjects():
+    return tiny_subject(), tiny_subject(changed=5, scale=1.3)
+
+
+@pytest.fixture(scope="module")
+def traces(subjects):
+    return tuple(spinal_trace(subject, PROMPTS) for subject in subjects)
+
+
+@pytest.fixture(scope="module")
+def halfway():
+    return spinal_trace(tiny_subject(changed=5, scale=1.1), PROMPTS)
+
+
+def row(table, control: str, quantity: str = "d_transport_terminal"):
+    return table[(table.control == control) & (table.quantity == quantity)].iloc[0]
+
+
+def test_a_control_checkpoint_is_taken_away_prompt_by_prompt(traces, halfway):
+    found = compare_spinal(*traces, controls=(), control_traces={"sft": halfway})
+    for quantity, unit in (("d_transport_terminal", "rad"), ("d_entropy_terminal", "nats"), ("d_alpha_terminal", "")):
+        line = row(found.control_effects, "sft", quantity)
+        assert line.effect == pytest.approx(found.estimates[quantity].value)
+        assert line.net == pytest.approx(line.effect - line.control_effect, abs=1e-9)
+        assert line.net_low < line.net < line.net_high
+        assert (line.unit, line.n) == (unit, 90)
+    between = compare_spinal(halfway, traces[1], controls=()).estimates["d_transport_terminal"]
+    line = row(found.control_effects, "sft")
+    assert (line.net, line.net_low, line.net_high) == pytest.approx((between.value, between.low, between.high))
+    assert line.verdict == "more than the control"
+
+
+@pytest.mark.parametrize(
+    ("effect", "net", "verdict"),
+    [
+        (1.0, (0.4, 0.1, 0.7), "more than the control"),
+        (-1.0, (-0.4, -0.7, -0.1), "more than the control"),
+        (1.0, (-0.4, -0.7, -0.1), "less than the control"),
+        (1.0, (0.1, -0.1, 0.3), "not told apart from the control"),
+        (1.0, (0.1, np.nan, np.nan), "no interval"),
+    ],
+)
+def test_the_verdict_needs_an_interval_clear_of_0(effect, net, verdict):
+    assert compared((effect, effect, effect), net) == verdict
+
+
+def test_noise_has_the_p_of_its_seeds_and_leaves_the_base_as_it_was(subjects, traces):
+    before = {name: tensor.clone() for name, tensor in subjects[0].model.state_dict().items()}
+    found = compare_spinal(*traces, subjects=subjects, controls=("noise",), noise_seeds=4)
+    control = found.controls["noise"]
+    assert len({trace.model.fingerprint for trace in control.traces}) == 4
+    line = row(found.control_effects, "noise")
+    sizes = [effects(traces[0], trace, (4, 6)).means["d_transport_terminal"].mean() for trace in control.traces]
+    assert abs(line.control_effect) == pytest.approx(np.abs(sizes).max())
+    assert line.p == pytest.approx((1 + (np.abs(sizes) >= abs(line.effect)).sum()) / 5)
+    assert np.isnan(line.net)
+    after = subjects[0].model.state_dict()
+    assert all((after[name] == before[name]).all() for name in before)
+
+
+def test_noise_larger_than_the_effect_is_said_to_hold_it(traces, halfway):
+    noise = Control(name="noise", kind="noise", traces=(traces[1], halfway))
+    line = row(controls_table(traces[0], halfway, [noise], (4, 6), seed=0), "noise")
+    assert (line.verdict, line.p) == ("within noise", 1.0)
+    reverse = Control(name="noise", kind="noise", traces=(halfway, halfway))
+    line = row(controls_table(traces[0], traces[1], [reverse], (4, 6), seed=0), "noise")
+    assert (line.verdict, line.p) == ("more than all 2 noise seeds", pytest.approx(1 / 3))
+
+
+@pytest.fixture(scope="module")
+def templated():
+    models = []
+    for options in ({}, {"changed": 5, "scale": 1.3}):
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = TEMPLATE
+        models.append(alignscope.wrap(tiny_subject(**options).model, tokenizer))
+    return tuple(models)
+
+
+def test_the_template_control_reads_the_base_under_the_chat_template(templated):
+    traces = [spinal_trace(model, PROMPTS) for model in templated]
+    found = compare_spinal(*traces, subjects=templated, controls=("template",), prompts=PROMPTS)
+    chat = spinal_trace(templated[0], PROMPTS, template="chat")
+    line = row(found.control_effects, "template")
+    assert line.control_effect == pytest.approx((chat.readings.angle - traces[0].readings.angle)[4:6].mean())
+    assert line.verdict.startswith("the template alone: ")
+    exponent = row(found.control_effects, "template", "d_alpha_terminal")
+    assert np.isnan(exponent.control_effect)
+    assert exponent.reason.startswith("different token ids")
+
+
+def test_no_text_is_lost_to_the_template(templated):
+    prompts = letters(60, longest=30)
+    traces = [spinal_trace(model, prompts, max_tokens=20) for model in templated]
+    found = compare_spinal(*traces, subjects=templated, controls=("template",), prompts=prompts)
+    (chat,) = found.controls["template"].traces
+    longer = {len(b.ids) - len(a.ids) for a, b in zip(traces[0].prompts, chat.prompts, strict=True) if len(a.ids) < 20}
+    assert len(longer) == 1
+    cut = [len(b.ids) for a, b in zip(traces[0].prompts, chat.prompts, strict=True) if len(a.ids) == 20]
+    assert max(cut) == 20 + longer.pop()
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ({}, "models or prompts not given"),
+        ({"prompts": PROMPTS, "subjects": "plain"}, "has no chat template"),
+    ],
+)
+def test_a_template_control_that_cannot_be_had_says_why(subjects, traces, what, reason):
+    what = what | ({"subjects": subjects} if "subjects" in what else {})
+    found = compare_spinal(*traces, controls=("template",), **what)
+    line = row(found.control_effects, "template")
+    assert line.verdict is None
+    assert reason in line.reason
+
+
+def test_noise_without_models_says_why(traces):
+    line = row(compare_spinal(*traces, controls=("noise",)).control_effects, "noise")
+    assert (line.verdict, line.reason) == (None, "models not given")
+
+
+def test_a_control_that_is_one_of_the_two_models_is_refused(traces):
+    with pytest.raises(InputError, match="control sft: it has the weights of the base"):
+        compare_spinal(*traces, control_traces={"sft": traces[0]})
+    with pytest.raises(InputError, match="control sft: it has the weights of the aligned model"):
+        compare_spinal(*traces, control_traces={"sft": traces[1]})
+
+
+def test_a_control_on_other_prompts_is_refused(traces):
+    with pytest.raises(InputError, match=r"cannot be compared: prompts 90 in .*, 80 in"):
+        compare_spinal(*traces, control_traces={"sft": spinal_trace(tiny_subject(changed=2, scale=1.1), letters(80))})
