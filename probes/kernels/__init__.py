@@ -8,6 +8,14 @@
 0.5235987756
 """
 
+from .exponents import (
+    AutoWindow,
+    ClausetFit,
+    alpha_lambda_pdf,
+    alpha_lambda_rank,
+    auto_window,
+    clauset_pdf_exponent,
+)
 from .information import TokenInformation, token_information
 from .lens import LensDistance, LensTransport, lens_distance, lens_transport
 from .logprobs import SequenceLogProbs, sequence_log_probs
@@ -16,12 +24,18 @@ from .ranks import effective_rank, participation_ratio, rankme, spectral_entropy
 from .spectrum import SpectrumAccumulator
 
 __all__ = [
+    "AutoWindow",
+    "ClausetFit",
     "LensDistance",
     "LensTransport",
     "PowerLawFit",
     "SequenceLogProbs",
     "SpectrumAccumulator",
     "TokenInformation",
+    "alpha_lambda_pdf",
+    "alpha_lambda_rank",
+    "auto_window",
+    "clauset_pdf_exponent",
     "corrected_exponent",
     "effective_rank",
     "fit_power_law",
