@@ -16,6 +16,22 @@ from ..probes.kernels import (
     spectral_entropy_rank,
     stable_rank,
 )
+from ..probes.kernels.rank_plot import (
+    FEW_POINTS,
+    MAX_CURVATURE,
+    MAX_JITTER,
+    MIN_R_SQUARED,
+    NO_SLOPE,
+    exponents_at,
+    over,
+    real_ranks,
+    relative_bend,
+    relative_jitter,
+    slope_ranks,
+    slope_reach,
+)
+from ..probes.kernels.rank_plot import jittered as jittered  # read from here beside the gates and windows they serve
+from ..probes.kernels.rank_plot import window_ranks as window_ranks
 
 Window = tuple[float, float]
 Spectrum = Float[np.ndarray, "_"]  # of any length: the spectra of half samples are shorter
@@ -24,12 +40,9 @@ MIN_ROWS = 46  # with fewer rows, or columns under 45, the default window holds 
 WIDE, BULK = (0.05, 0.5), (0.1, 0.9)  # the other windows, always printed beside the chosen one
 ROUGH_DTYPES = ("bfloat16", "float16")  # whose rounding reaches into a window of ranks
 MAX_DEFLATED = 0.02  # change of an exponent by dropping ranks under the rounding floor, above which a warning stands
-MIN_POINTS, MIN_R_SQUARED, MAX_CURVATURE, MAX_HALF, MAX_JITTER = 20, 0.98, 0.15, 0.05, 0.05
-JITTER = 0.25  # each end of the window moves by this share, and by one rank at least
+MAX_HALF = 0.05  # the thresholds of gates on one spectrum stand in probes/kernels/rank_plot.py
 FLAT = "the spectrum is flat: no relative figure"
-NO_SLOPE = 1e-9  # an exponent under it is that of a flat spectrum
 RANK_MEASURES = ("rankme", "spectral_entropy_rank", "participation_ratio", "stable_rank")
-SLOPE_REACH = math.sqrt(2.0)  # a local slope at rank k is fitted over k / reach .. k * reach
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,14 +106,13 @@ def fit_layer(
     alpha, (head, tail) = fit.exponent, fit.half_exponents or (math.nan, math.nan)
     halves = [above_floor(half, n // 2, floor, dtype) for half in halves]
     halved = np.array([_exponent(fit_power_law(half, window=window)) for half in halves])
-    half_ratio = _over(float(halved.mean()), alpha) if len(halved) else math.nan
-    moved = [exponents_at(sigma, *ends) for ends in jittered(fit.first_rank, fit.last_rank, fit.n_ranks)]
-    jitter = max((abs(_over(float(other), alpha) - 1) for other in moved), key=_nan_first)
+    half_ratio = over(float(halved.mean()), alpha) if len(halved) else math.nan
+    jitter = relative_jitter(sigma, fit.first_rank, fit.last_rank, fit.n_ranks, alpha)
     floor_ratio = float(sigma_plain[plain.last_rank - 1] ** 2 / n / floor) if floor > 0 else math.nan
     r_squared = math.nan if fit.r_squared is None else fit.r_squared
-    bend = abs(_over(head, alpha) - _over(tail, alpha))
+    bend = relative_bend(head, tail, alpha)
     figures = {
-        "points": (fit.n_points >= MIN_POINTS, f"{fit.n_points} points, {MIN_POINTS} wanted"),
+        "points": (fit.n_points >= FEW_POINTS, f"{fit.n_points} points, {FEW_POINTS} wanted"),
         "r_squared": (r_squared >= MIN_R_SQUARED, f"R^2 {r_squared:.3f} < {MIN_R_SQUARED}"),
         "curvature": (bend < MAX_CURVATURE, f"the halves of the window differ by {bend:.0%} of alpha"),
         "half_sample": (abs(half_ratio - 1) < MAX_HALF, _half_sentence(half_ratio, dtype)),
@@ -127,7 +139,7 @@ def fit_layer(
         alpha_head=head,
         alpha_tail=tail,
         half_sample_ratio=half_ratio,
-        half_sample_sd=_over(float(halved.std(ddof=1)), alpha) if len(halved) > 1 else math.nan,
+        half_sample_sd=over(float(halved.std(ddof=1)), alpha) if len(halved) > 1 else math.nan,
         jitter=jitter,
         floor_ratio=floor_ratio,
         failed=failed,
@@ -140,35 +152,6 @@ def above_floor(sigma: Spectrum, n: int, floor: float, dtype: str) -> Spectrum:
     return sigma[sigma**2 / max(n, 1) >= floor] if dtype in ROUGH_DTYPES else sigma
 
 
-def jittered(first: int, last: int, r: int) -> list[tuple[int, int]]:
-    """The window with each end in turn moved a quarter down and up, by one rank at least.
-
-    No end leaves the ranks 1..r, and none comes closer to the other than the middle (of a narrow window of high ranks a
-    quarter would be more than all of it).
-    """
-    middle = (first + last) // 2
-    down, up = 1 - JITTER, 1 + JITTER
-    low = [(max(1, math.floor(first * down)), last), (min(middle, math.ceil(first * up)), last)]
-    return [*low, (first, max(middle, math.floor(last * down))), (first, min(r, math.ceil(last * up)))]
-
-
-def window_ranks(r: int, window: Window) -> tuple[int, int]:
-    """First and last rank of a window of fractions of r: max(2, ceil(f r))..floor(g r), as `fit_power_law` takes it."""
-    return max(2, math.ceil(round(window[0] * r, 9))), math.floor(round(window[1] * r, 9))
-
-
-def exponents_at(spectra: Float[np.ndarray, "*batch k"], first: int, last: int) -> Float[np.ndarray, "*batch"]:
-    """OLS exponents of many spectra at the same ranks first..last; NaN where one of these singular values is 0."""
-    if last - first < 1 or last > spectra.shape[-1]:
-        return np.full(spectra.shape[:-1], np.nan)
-    x = np.log(np.arange(first, last + 1))
-    x = x - x.mean()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        y = np.log(spectra[..., first - 1 : last])
-        slopes = -(y @ x) / (x @ x)
-    return np.where(np.isfinite(slopes), slopes, np.nan)
-
-
 def rank_measures(spectra: Float[np.ndarray, "*batch k"]) -> dict[str, Float[np.ndarray, "*batch"]]:
     """The four rank measures of every spectrum; NaN for a spectrum of zeros or without values."""
     if spectra.shape[-1] == 0:
@@ -178,16 +161,10 @@ def rank_measures(spectra: Float[np.ndarray, "*batch k"]) -> dict[str, Float[np.
     return {name: measure(sigma).numpy() for name, measure in zip(RANK_MEASURES, measures, strict=True)}
 
 
-def slope_ranks(r: int) -> list[int]:
-    """Ranks where a local slope is published: four an octave, those whose reach lies inside 1..r."""
-    grid = sorted({round(2 ** (step / 4)) for step in range(4, 4 * max(1, r).bit_length() + 4)})
-    return [k for k in grid if round(k / SLOPE_REACH) >= 1 and round(k * SLOPE_REACH) <= r]
-
-
 def local_slopes(sigma: Spectrum) -> list[tuple[int, float]]:
     """alpha(k): the exponent over ranks k / sqrt 2 .. k sqrt 2, for k on a grid; one power law would be flat."""
-    r = int((sigma >= 1e-6 * sigma[0]).sum()) if len(sigma) else 0
-    pairs = [(k, exponents_at(sigma, round(k / SLOPE_REACH), round(k * SLOPE_REACH))) for k in slope_ranks(r)]
+    r = real_ranks(sigma)
+    pairs = [(k, exponents_at(sigma, *slope_reach(k))) for k in slope_ranks(r)]
     return [(k, float(slope)) for k, slope in pairs]
 
 
@@ -228,12 +205,3 @@ def _half_sentence(ratio: float, dtype: str) -> str:
 
 def _exponent(fit: PowerLawFit) -> float:
     return math.nan if fit.exponent is None else fit.exponent
-
-
-def _over(value: float, alpha: float) -> float:
-    """value / alpha; NaN for a flat spectrum, where no relative figure exists."""
-    return value / alpha if abs(alpha) > NO_SLOPE else math.nan
-
-
-def _nan_first(value: float) -> float:
-    return math.inf if math.isnan(value) else value

@@ -8,29 +8,46 @@
 0.5235987756
 """
 
+from .exponents import (
+    AutoWindow,
+    ClausetFit,
+    alpha_lambda_pdf,
+    alpha_lambda_rank,
+    auto_window,
+    clauset_pdf_exponent,
+)
 from .information import TokenInformation, token_information
 from .lens import LensDistance, LensTransport, lens_distance, lens_transport
 from .logprobs import SequenceLogProbs, sequence_log_probs
+from .outliers import outlier_columns, without_top
 from .power_law import PowerLawFit, corrected_exponent, fit_power_law
 from .ranks import effective_rank, participation_ratio, rankme, spectral_entropy_rank, stable_rank
 from .spectrum import SpectrumAccumulator
 
 __all__ = [
+    "AutoWindow",
+    "ClausetFit",
     "LensDistance",
     "LensTransport",
     "PowerLawFit",
     "SequenceLogProbs",
     "SpectrumAccumulator",
     "TokenInformation",
+    "alpha_lambda_pdf",
+    "alpha_lambda_rank",
+    "auto_window",
+    "clauset_pdf_exponent",
     "corrected_exponent",
     "effective_rank",
     "fit_power_law",
     "lens_distance",
     "lens_transport",
+    "outlier_columns",
     "participation_ratio",
     "rankme",
     "sequence_log_probs",
     "spectral_entropy_rank",
     "stable_rank",
     "token_information",
+    "without_top",
 ]
