@@ -135,9 +135,9 @@ def change_profile(
 
     Differences and standard errors of layers 0..L and of steps 0..L-1 (l to l + 1); layer 0 and step 0 do not enter.
     Block l takes the step that leaves it, so block L, which none leaves, has the exponent's part alone and is found
-    less easily. A part that is NaN, or that differs with a standard error of 0, does not enter: a layer without an
-    exponent has its transport part alone; c is NaN where neither enters. Differences under 1e-5, what batching may
-    move, count as 0.
+    less easily; and other weights in block b show first in the step into it, that is at c of block b - 1.
+    A part that is NaN, or that differs with a standard error of 0, does not enter: a layer without an exponent has its
+    transport part alone; c is NaN where neither enters. Differences under 1e-5, what batching may move, count as 0.
     Raises ValueError unless there is one step less than layers, and for negative standard errors.
     """
     if not len(d_alpha) == len(se_alpha) == len(d_angle) + 1 == len(se_angle) + 1:

@@ -143,7 +143,7 @@ def test_points_beyond_the_window_do_not_enter(alpha_move, angle_move):
     [
         ([1.0, 2.0, 3.0, 4.0, 100.0], 1.4826),
         ([0.0, 0.0, 0.0, 0.0, 5.0], math.sqrt(5.0)),  # more than half alike: the sample deviation
-        ([0.1 + 0.2, 0.3, 0.3, 0.3, 0.3], FLOOR),  # alike up to rounding
+        ([0.1 + 0.2, 0.3, 0.1 + 0.2, 0.3, 5.0], 4.7 / math.sqrt(5.0)),  # alike up to rounding
         ([2.0, 2.0], FLOOR),
         ([1.0, np.nan, 3.0], 1.4826),
     ],
