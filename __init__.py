@@ -21,6 +21,7 @@ _LAZY = {
     "PairScores": ".probes.pair_table",
     "spinal_trace": ".diagnose.spinal",
     "compare_spinal": ".diagnose.spinal",
+    "spinal_series": ".diagnose.spinal_series",
     "ranking_report": ".diagnose.ranking_report",
     "reward_report": ".diagnose.reward_report",
     "audit": ".diagnose.audit",
@@ -51,6 +52,7 @@ __all__ = [
     "read_prompts",
     "reward_report",
     "score_pairs",
+    "spinal_series",
     "spinal_trace",
     "wrap",
 ]
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from .diagnose.report import Estimate, Finding, Report
     from .diagnose.reward_report import reward_report
     from .diagnose.spinal import compare_spinal, spinal_trace
+    from .diagnose.spinal_series import spinal_series
     from .diagnose.table_audit import audit_tables
     from .probes.inputs import read_pairs, read_prompts
     from .probes.loading import load, wrap

@@ -127,7 +127,7 @@ def compare_spinal(
     """
     require_only({"weights": tuple(weights), "gradient": gradient, "pairs": pairs}, COMPARISON_ONLY)
     _check_controls(controls)
-    warnings = _require_comparable(base, aligned)
+    warnings = require_comparable(base, aligned)
     identical = base.model.fingerprint == aligned.model.fingerprint and base.token_hash == aligned.token_hash
     if identical:  # not two passes that differ by round-off, which a paired test would find
         aligned = replace(base, model=aligned.model)
@@ -139,9 +139,9 @@ def compare_spinal(
     window, no_window = _window(terminal, base.model.n_layers)
     clusters = cluster_codes([prompt for prompt, keep in zip(base.prompts, kept, strict=True) if keep])
 
-    no_exponents = _why_no_exponents(base, aligned)
+    no_exponents = why_no_exponents(base, aligned)
     exponents = {
-        name: exponent_contrast(_side(base, no_exponents), _side(aligned, no_exponents), ranks)
+        name: exponent_contrast(spectra_side(base, no_exponents), spectra_side(aligned, no_exponents), ranks)
         for name, ranks in windows(base.settings["window"]).items()
     }
     distance, no_distance = base_distance(
@@ -161,10 +161,10 @@ def compare_spinal(
     transport["n_sampled"] = np.isfinite(used[1].angle_sampled - used[0].angle_sampled)[1:].sum(1)
     halves = {name: halves_control(base, window, seed=seed) for name in controls}
     means = {
-        "d_transport_terminal": _over_steps(used[1].angle - used[0].angle, window),
-        "d_transport_terminal_sampled": _over_steps(used[1].angle_sampled - used[0].angle_sampled, window),
-        "d_entropy_terminal": _over_blocks(used[1].entropy - used[0].entropy, window),
-        "base_distance_terminal": None if distance is None else _over_blocks(distance, window),
+        "d_transport_terminal": over_steps(used[1].angle - used[0].angle, window),
+        "d_transport_terminal_sampled": over_steps(used[1].angle_sampled - used[0].angle_sampled, window),
+        "d_entropy_terminal": over_blocks(used[1].entropy - used[0].entropy, window),
+        "base_distance_terminal": None if distance is None else over_blocks(distance, window),
     }
     families = {"transport_p": smallest(transport.p), "alpha_p": smallest(contrast.d_alpha_p)}
     names = _names(base, aligned)
@@ -214,7 +214,7 @@ def _check_controls(controls: Sequence[str]) -> None:
             raise InputError(f"controls: {name!r} is unknown; this version has: {', '.join(CONTROLS)}")
 
 
-def _require_comparable(base: SpinalTrace, aligned: SpinalTrace) -> list[str]:
+def require_comparable(base: SpinalTrace, aligned: SpinalTrace) -> list[str]:
     """The identical-N rule: raises InputError naming both values; returns what is allowed but must be said."""
     pairs: list[tuple[str, Any, Any]] = [("blocks", base.model.n_layers, aligned.model.n_layers)]
     pairs.append(("prompts", len(base.prompts), len(aligned.prompts)))
@@ -244,7 +244,8 @@ def _require_comparable(base: SpinalTrace, aligned: SpinalTrace) -> list[str]:
     return ["the models read the same texts as different token ids: no contrast of exponents, no same-layer distance"]
 
 
-def _why_no_exponents(base: SpinalTrace, aligned: SpinalTrace) -> str | None:
+def why_no_exponents(base: SpinalTrace, aligned: SpinalTrace) -> str | None:
+    """Why exponents of two traces must not be held against each other; None where they may."""
     if base.token_hash != aligned.token_hash:
         return f"different token ids (hash {base.token_hash[:12]} and {aligned.token_hash[:12]})"
     if base.model.d_model != aligned.model.d_model:
@@ -252,7 +253,8 @@ def _why_no_exponents(base: SpinalTrace, aligned: SpinalTrace) -> str | None:
     return None
 
 
-def _side(trace: SpinalTrace, refused: str | None) -> SpectraSide:
+def spectra_side(trace: SpinalTrace, refused: str | None) -> SpectraSide:
+    """What a contrast of exponents reads of a trace; nothing where it is refused."""
     fitted = trace.layers.alpha.notna().to_numpy()
     return SpectraSide(
         spectra=trace.spectra,
@@ -269,16 +271,17 @@ def _window(terminal: str | tuple[int, int] | list[int], n_layers: int) -> tuple
     return terminal_window(terminal, n_layers), None
 
 
-def _over_steps(values: Float[np.ndarray, "steps N"], window: tuple[int, int] | None) -> Float[np.ndarray, "N"] | None:
+def over_steps(values: Float[np.ndarray, "steps N"], window: tuple[int, int] | None) -> Float[np.ndarray, "N"] | None:
     """Mean over the steps with both ends in the window, a prompt."""
     if window is None or window[1] == window[0]:
         return None
     return values[window[0] : window[1]].mean(0)
 
 
-def _over_blocks(
+def over_blocks(
     values: Float[np.ndarray, "layers N"], window: tuple[int, int] | None
 ) -> Float[np.ndarray, "N"] | None:
+    """Mean over the blocks of the window, a prompt."""
     return None if window is None else values[window[0] : window[1] + 1].mean(0)
 
 
