@@ -192,7 +192,7 @@ def _farthest(rows: pd.DataFrame) -> str:
     last = rows[rows.step == rows.step.max()].dropna(subset=["base_distance"]) if "base_distance" in rows else rows[:0]
     if not len(last):
         return "Every layer over training"
-    top = last.loc[last.base_distance.idxmax()]
+    top = last.iloc[int(last.base_distance.to_numpy().argmax())]
     return f"At step {top.step:g} layer {top.layer:g} reads out farthest from the start: {top.base_distance:.3g} rad"
 
 

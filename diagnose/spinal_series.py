@@ -7,6 +7,7 @@
 arXiv 2601.06238 says that the signal shows when alignment destabilises; its criterion is unread, so rules are ours.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -117,7 +118,7 @@ def spinal_series(
     held_out: values of all saves on the same pairs, for the rules on ranking accuracy and DPO loss.
     noise: size of the noise control's change by quantity (alpha, transport, entropy, ...), printed beside the onset.
     Raises InputError where steps are not as many increasing numbers, traces cannot be compared (same prompts, settings,
-    depth, dtype), or an array has another shape. Definitions: arXiv 2601.06238; onset and rules: ours (docs/spinal.md).
+    depth, dtype), or an array has another shape. Definitions: arXiv 2601.06238; onset and rules: ours.
     """
     at = _checked_steps(steps, len(traces))
     traces, warnings = together(traces)
@@ -128,7 +129,7 @@ def spinal_series(
     trajectory = trajectory_table(signals, steps=at, clusters=clusters, seed=seed)
 
     onsets = {letter: _onset(trajectory, letter, at, count["n_clusters"]) for letter in (*FLIPPED, "A")}
-    breaks = {
+    breaks: dict[str, Break] = {
         letter: breakpoint_interval(at, signals.by_prompt[letter] - signals.by_prompt[letter][0], clusters, seed=seed)
         for letter in ("T", "H")
         if letter in signals.by_prompt
@@ -186,7 +187,7 @@ def _checked_steps(steps: Sequence[Any] | np.ndarray, n: int) -> Float[np.ndarra
     if len(steps) != n:
         raise InputError(f"{len(steps)} steps for {n} traces: one step a trace is expected")
     for step in steps:
-        if isinstance(step, bool) or not isinstance(step, Real) or not np.isfinite(step):
+        if isinstance(step, bool) or not isinstance(step, Real) or not math.isfinite(step):
             raise InputError(f"steps: {step!r} is no number of training steps")
     for before, after in pairwise(steps):
         if after == before:

@@ -100,11 +100,11 @@ def read_signals(
     else:
         by_prompt["T"] = np.array(angles)
     by_prompt["H"] = np.array([over_blocks(readings.entropy, window) for readings in used])
-    efficiency = [getattr(trace.readings, "geodesic_efficiency", None) for trace in traces]
-    if any(values is None for values in efficiency):
+    efficiency = _efficiency(traces)
+    if efficiency is None:
         missing["E"] = NO_EFFICIENCY
     else:
-        by_prompt["E"] = np.array([values[trace.kept] for values, trace in zip(efficiency, traces, strict=True)])
+        by_prompt["E"] = efficiency
 
     if distances is None:
         missing |= {"D": NO_DISTANCE, "v": NO_DISTANCE}
@@ -122,6 +122,14 @@ def read_signals(
         by_prompt["v"] = np.vstack([np.full((1, n), np.nan), previous / np.diff(steps)[:, None]])
     by_sample, no_spectra = _from_spectra(traces, window)
     return Signals(by_prompt=by_prompt, by_sample=by_sample, missing=missing | no_spectra)
+
+
+def _efficiency(traces: Sequence[SpinalTrace]) -> Float[np.ndarray, "saves N"] | None:
+    """Geodesic efficiency of every prompt, where all traces hold it."""
+    found = [getattr(trace.readings, "geodesic_efficiency", None) for trace in traces]
+    if any(values is None for values in found):
+        return None
+    return np.array([np.asarray(values)[trace.kept] for values, trace in zip(found, traces, strict=True)])
 
 
 def _from_spectra(
@@ -202,7 +210,7 @@ def _resampled(
 
 def _jackknifed(value: Float[np.ndarray, "saves"], groups: Float[np.ndarray, "saves G"]) -> dict[str, np.ndarray]:
     """Values and paired changes with delete-group intervals; NaN without groups."""
-    columns = {}
+    columns: dict[str, np.ndarray] = {}
     for names, numbers, parts in (
         (NUMBERS[:3], value, groups),
         (NUMBERS[3:6], value - value[0], groups - groups[0]),

@@ -297,12 +297,12 @@ def curves(n: int, at: float, seed: int = 4) -> np.ndarray:
 
 
 def test_intervals_of_a_break_hold_it():
-    """20 sets of prompts, intervals of 95 %: 16 or more are expected (54 of 60 found once)."""
+    """40 sets of 60 prompts: 33 or more are expected of intervals of 95 % (89 of 100 found, a little under 95)."""
     found = [
-        breakpoint_interval(np.arange(10.0), curves(60, 4.3, seed), np.arange(60), draws=500) for seed in range(20)
+        breakpoint_interval(np.arange(10.0), curves(60, 4.3, seed), np.arange(60), draws=300) for seed in range(40)
     ]
-    assert sum(stick.low < 4.3 < stick.high for stick in found) >= 16
-    assert max(stick.high - stick.low for stick in found) < 0.2
+    assert sum(stick.low < 4.3 < stick.high for stick in found) >= 33
+    assert max(stick.high - stick.low for stick in found) < 0.1
     assert {stick.n_clusters for stick in found} == {60}
 
 
