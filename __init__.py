@@ -22,6 +22,7 @@ _LAZY = {
     "spinal_trace": ".diagnose.spinal",
     "compare_spinal": ".diagnose.spinal",
     "spinal_distance": ".diagnose.spinal",
+    "spinal_series": ".diagnose.spinal_series",
     "ranking_report": ".diagnose.ranking_report",
     "reward_report": ".diagnose.reward_report",
     "audit": ".diagnose.audit",
@@ -53,6 +54,7 @@ __all__ = [
     "reward_report",
     "score_pairs",
     "spinal_distance",
+    "spinal_series",
     "spinal_trace",
     "wrap",
 ]
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from .diagnose.report import Estimate, Finding, Report
     from .diagnose.reward_report import reward_report
     from .diagnose.spinal import compare_spinal, spinal_distance, spinal_trace
+    from .diagnose.spinal_series import spinal_series
     from .diagnose.table_audit import audit_tables
     from .probes.inputs import read_pairs, read_prompts
     from .probes.loading import load, wrap

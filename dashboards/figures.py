@@ -8,6 +8,7 @@ from .objective_figures import companion_figures, objective_figures
 from .profiles import contrast_profile, layer_profile
 from .ranking_figures import ranking_figures
 from .reward_figures import reward_figures
+from .series_figures import series_figures
 from .spinal_figures import spinal_figures
 from .weight_figures import weight_figures
 
@@ -22,6 +23,7 @@ __all__ = [
     "ranking_figures",
     "report_figures",
     "reward_figures",
+    "series_figures",
     "spinal_figures",
     "weight_figures",
 ]
@@ -35,6 +37,7 @@ _BY_SECTION = {
     "spinal": spinal_figures,
     "spinal_trace": spinal_figures,
     "weights": weight_figures,
+    "series": series_figures,
 }
 
 

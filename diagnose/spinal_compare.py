@@ -138,7 +138,7 @@ def compare_spinal(
     require_at_least(noise_seeds=(noise_seeds, 1))
     require_only({"weights": tuple(weights), "gradient": gradient, "pairs": pairs}, COMPARISON_ONLY)
     _check_controls(controls)
-    warnings = _require_comparable(base, aligned)
+    warnings = require_comparable(base, aligned)
     identical = base.model.fingerprint == aligned.model.fingerprint and base.token_hash == aligned.token_hash
     if identical:  # not two passes that differ by round-off, which a paired test would find
         aligned = replace(base, model=aligned.model)
@@ -182,7 +182,7 @@ def compare_spinal(
     halves = halves_control(base, window, seed=seed) if "halves" in controls else None
     others = trained_controls(control_traces, base, aligned)
     for control in others:
-        _require_comparable(base, control.traces[0])
+        require_comparable(base, control.traces[0])
     if "template" in controls:
         others.append(template_control(base, subjects, prompts, shards=shards, progress=progress))
     if "noise" in controls and not identical:
@@ -247,7 +247,7 @@ def _check_controls(controls: Sequence[str]) -> None:
             raise InputError(f"controls: {name!r} is none of {', '.join(CONTROLS)}; checkpoints go to control_traces")
 
 
-def _require_comparable(base: SpinalTrace, aligned: SpinalTrace) -> list[str]:
+def require_comparable(base: SpinalTrace, aligned: SpinalTrace) -> list[str]:
     """The identical-N rule: raises InputError naming both values; returns what is allowed but must be said."""
     pairs: list[tuple[str, Any, Any]] = [("blocks", base.model.n_layers, aligned.model.n_layers)]
     pairs.append(("prompts", len(base.prompts), len(aligned.prompts)))

@@ -50,7 +50,7 @@ def effects(first: SpinalTrace, second: SpinalTrace, window: Blocks) -> Effects:
     """Second minus first over the terminal blocks, of traces that keep the same prompts in the same order."""
     no_exponents = why_no_exponents(first, second)
     a, b = (trace.readings.take(np.flatnonzero(trace.kept)) for trace in (first, second))
-    sides = [_side(trace, no_exponents) for trace in (first, second)]
+    sides = [spectra_side(trace, no_exponents) for trace in (first, second)]
     if no_exponents:  # spectra of other widths have other shapes
         sides[1] = sides[0]
     return Effects(
@@ -97,7 +97,8 @@ def _straighter(a: Readings, b: Readings, window: Blocks) -> Float[np.ndarray, "
     return None if ends[0] is None or ends[1] is None else ends[1] - ends[0]
 
 
-def _side(trace: SpinalTrace, refused: str | None) -> SpectraSide:
+def spectra_side(trace: SpinalTrace, refused: str | None) -> SpectraSide:
+    """What a contrast of exponents reads of a trace; nothing where it is refused."""
     fitted = trace.layers.alpha.notna().to_numpy()
     return SpectraSide(
         spectra=trace.spectra,
