@@ -21,6 +21,7 @@ _LAZY = {
     "PairScores": ".probes.pair_table",
     "spinal_trace": ".diagnose.spinal",
     "compare_spinal": ".diagnose.spinal",
+    "gradient_concentration": ".diagnose.gradients",
     "ranking_report": ".diagnose.ranking_report",
     "reward_report": ".diagnose.reward_report",
     "audit": ".diagnose.audit",
@@ -44,6 +45,7 @@ __all__ = [
     "audit",
     "audit_tables",
     "compare_spinal",
+    "gradient_concentration",
     "load",
     "load_reward",
     "ranking_report",
@@ -57,6 +59,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .diagnose.audit import audit
+    from .diagnose.gradients import gradient_concentration
     from .diagnose.ranking_report import ranking_report
     from .diagnose.report import Estimate, Finding, Report
     from .diagnose.reward_report import reward_report
