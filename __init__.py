@@ -22,6 +22,8 @@ _LAZY = {
     "spinal_trace": ".diagnose.spinal",
     "compare_spinal": ".diagnose.spinal",
     "gradient_concentration": ".diagnose.gradients",
+    "train_lens": ".diagnose.lens_training",
+    "TunedLens": ".probes.tuned_lens",
     "ranking_report": ".diagnose.ranking_report",
     "reward_report": ".diagnose.reward_report",
     "audit": ".diagnose.audit",
@@ -41,6 +43,7 @@ __all__ = [
     "PairScores",
     "Report",
     "Subject",
+    "TunedLens",
     "__version__",
     "audit",
     "audit_tables",
@@ -54,12 +57,14 @@ __all__ = [
     "reward_report",
     "score_pairs",
     "spinal_trace",
+    "train_lens",
     "wrap",
 ]
 
 if TYPE_CHECKING:
     from .diagnose.audit import audit
     from .diagnose.gradients import gradient_concentration
+    from .diagnose.lens_training import train_lens
     from .diagnose.ranking_report import ranking_report
     from .diagnose.report import Estimate, Finding, Report
     from .diagnose.reward_report import reward_report
@@ -71,6 +76,7 @@ if TYPE_CHECKING:
     from .probes.reward import load_reward
     from .probes.scoring import score_pairs
     from .probes.subject import Subject
+    from .probes.tuned_lens import TunedLens
 
 
 def __getattr__(name: str) -> Any:
