@@ -112,7 +112,7 @@ class TunedLens:
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write lens.safetensors, then lens.json, each by rename: a header that exists is whole. Returns the folder."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save  # save_file would let nobody else read the file
 
         path, tensors = Path(folder), self._tensors()
         header = {
@@ -132,7 +132,7 @@ class TunedLens:
         try:
             path.mkdir(parents=True, exist_ok=True)
             temporary = path / f".{TENSORS}.{os.getpid()}.tmp"
-            save_file(tensors, temporary)
+            temporary.write_bytes(save(tensors))
             temporary.replace(path / TENSORS)
             temporary = path / f".{HEADER}.{os.getpid()}.tmp"
             temporary.write_text(json.dumps(header, indent=2, allow_nan=False) + "\n", encoding="utf-8")
