@@ -23,6 +23,9 @@ _LAZY = {
     "compare_spinal": ".diagnose.spinal",
     "spinal_distance": ".diagnose.spinal",
     "spinal_series": ".diagnose.spinal_series",
+    "gradient_concentration": ".diagnose.gradients",
+    "train_lens": ".diagnose.lens_training",
+    "TunedLens": ".probes.tuned_lens",
     "ranking_report": ".diagnose.ranking_report",
     "reward_report": ".diagnose.reward_report",
     "audit": ".diagnose.audit",
@@ -42,10 +45,12 @@ __all__ = [
     "PairScores",
     "Report",
     "Subject",
+    "TunedLens",
     "__version__",
     "audit",
     "audit_tables",
     "compare_spinal",
+    "gradient_concentration",
     "load",
     "load_reward",
     "ranking_report",
@@ -56,11 +61,14 @@ __all__ = [
     "spinal_distance",
     "spinal_series",
     "spinal_trace",
+    "train_lens",
     "wrap",
 ]
 
 if TYPE_CHECKING:
     from .diagnose.audit import audit
+    from .diagnose.gradients import gradient_concentration
+    from .diagnose.lens_training import train_lens
     from .diagnose.ranking_report import ranking_report
     from .diagnose.report import Estimate, Finding, Report
     from .diagnose.reward_report import reward_report
@@ -73,6 +81,7 @@ if TYPE_CHECKING:
     from .probes.reward import load_reward
     from .probes.scoring import score_pairs
     from .probes.subject import Subject
+    from .probes.tuned_lens import TunedLens
 
 
 def __getattr__(name: str) -> Any:

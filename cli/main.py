@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import InputError
-from . import audit, checkpoint, demo, score, views
+from . import audit, checkpoint, demo, lens, score, views
 
 INTERRUPTED = "alignscope: interrupted; what was finished is kept, the same command continues"
 
@@ -45,6 +45,7 @@ app.command("show")(views.show)
 app.command("page")(views.page)
 app.command("demo")(demo.demo)
 app.add_typer(demo.organism_app, name="organism")
+app.add_typer(lens.lens_app, name="lens")
 
 
 def _version(value: bool) -> bool:

@@ -14,7 +14,7 @@ from .quiet import quiet_loading
 
 ADAPTER_NAME = "default"
 _SHOWN = 4
-_TUNER_PARTS = ("lora_", "ia3_", "hada_", "lokr_", "oft_", "boft_", "vera_", "adaption_")
+TUNER_PARTS = ("lora_", "ia3_", "hada_", "lokr_", "oft_", "boft_", "vera_", "adaption_")
 
 
 def require_base(adapter: CheckpointFiles, base: Any) -> str:
@@ -146,7 +146,7 @@ def base_state(model: nn.Module) -> dict[str, Tensor]:
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     kept = {}
     for key, tensor in model.state_dict().items():
-        if ".modules_to_save." in key or any(part.startswith(_TUNER_PARTS) for part in key.split(".")):
+        if ".modules_to_save." in key or any(part.startswith(TUNER_PARTS) for part in key.split(".")):
             continue
         name = key.replace(".base_layer.", ".").replace(".original_module.", ".")
         if name not in tied:

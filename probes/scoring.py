@@ -98,9 +98,9 @@ def score_pairs(
     rows = min(model.vocab_size for model in models)
     vocab = min(rows, real_vocabulary(subject.tokenizer))
     encoder = Encoder(subject.tokenizer, text, vocab_rows=rows, limit=_limit(models), source=file.source)
-    encoded, invalid, contradicting = _encode(file, encoder)
+    encoded, invalid, contradicting = encode_pairs(file, encoder)
     check_invalid(file, max_invalid, more=invalid)
-    _require_boundaries(encoded, encoder, file.source)
+    require_boundaries(encoded, encoder, file.source)
 
     kept: dict[str, Any] = {"batch_tokens": batch_tokens, "shards": shards, "cache": cache}
     # whether a shifted boundary stops the run moves no score: a run that goes on with `accept` finds what is there
@@ -130,7 +130,7 @@ def score_pairs(
     if states_from is not None:
         ches = pair_states(by_role[states_from], sequences, share_prefix=ways[states_from].shared, **options)
         frame["ches"], frame["ches_normalised"] = [x.plain for x in ches], [x.normalised for x in ches]
-    frame["prompt_id"] = _prompt_ids(encoded) if cluster == "prompt" else _response_clusters(encoded)
+    frame["prompt_id"] = prompt_ids(encoded) if cluster == "prompt" else _response_clusters(encoded)
     counts = {
         "truncated": sum(pair.truncated for pair in encoded),
         "special_in_text": sum(pair.special_in_text for pair in encoded),
@@ -190,7 +190,7 @@ def _limit(models: "Sequence[Subject]") -> int | None:
     return min((model.limit for model in models if model.limit is not None), default=None)
 
 
-def _encode(file: PairFile, encoder: Encoder) -> tuple[list[EncodedPair], list[Invalid], int]:
+def encode_pairs(file: PairFile, encoder: Encoder) -> tuple[list[EncodedPair], list[Invalid], int]:
     """Pairs as ids, those set aside, and how many kept ones say the opposite of an earlier one."""
     encoded: list[EncodedPair] = []
     invalid: list[Invalid] = []
@@ -212,7 +212,7 @@ def _encode(file: PairFile, encoder: Encoder) -> tuple[list[EncodedPair], list[I
     return encoded, invalid, contradicting
 
 
-def _require_boundaries(encoded: list[EncodedPair], encoder: Encoder, source: str) -> None:
+def require_boundaries(encoded: list[EncodedPair], encoder: Encoder, source: str) -> None:
     shifted = [pair for pair in encoded if pair.boundary_shift]
     if encoder.policy.boundary == "accept" or len(shifted) <= MAX_SHIFTED * len(encoded):
         return
@@ -268,7 +268,7 @@ def _overlap(pair: EncodedPair) -> float:
     return len(chosen & rejected) / len(chosen | rejected)
 
 
-def _prompt_ids(encoded: list[EncodedPair]) -> list[str]:
+def prompt_ids(encoded: list[EncodedPair]) -> list[str]:
     """The id given in the file, else a hash of the rendered text: a merged boundary must not split a prompt."""
     return [pair.pair.prompt_id or _prompt_hash(pair) for pair in encoded]
 
@@ -279,7 +279,7 @@ def _prompt_hash(pair: EncodedPair) -> str:
 
 def _response_clusters(encoded: list[EncodedPair]) -> list[str]:
     """Pairs that share a prompt or a response, directly or through others, carry the id of their first prompt."""
-    prompts = _prompt_ids(encoded)
+    prompts = prompt_ids(encoded)
     parent = list(range(len(encoded)))
 
     def root(i: int) -> int:
