@@ -338,6 +338,20 @@ def test_agreement_is_a_lower_triangle_and_its_title_the_pair_that_agrees_least(
     assert title(figure) == "dpo and orpo agree least: the same view of 0.25 of the pairs"
 
 
+def test_agreement_shows_the_intervals_that_its_table_has():
+    table = agreement(("dpo", "ipo", 8, 0.75, 0.5))["agreement"].assign(
+        same_sign_low=0.625, same_sign_high=0.875, spearman_low=-0.25, spearman_high=0.75
+    )
+    figure = objective_figures({"agreement": table}, {})["agreement"]
+    text = figure.data[0].customdata[0][0]
+    assert "same view on 0.750 [0.625, 0.875] of 8 pairs" in text
+    assert "Spearman of the losses 0.50 [−0.25, 0.75]" in text
+    assert title(figure).endswith("the same view of 0.75 [0.62, 0.88] of the pairs")
+    few = table.assign(same_sign_low=np.nan, same_sign_high=np.nan, spearman_low=np.nan, spearman_high=np.nan)
+    bare = objective_figures({"agreement": few}, {})["agreement"].data[0].customdata[0][0]
+    assert bare == "dpo and ipo<br>same view on 0.750 of 8 pairs<br>Spearman of the losses 0.50"
+
+
 def test_objectives_without_a_pair_in_common_are_no_cell():
     figure = objective_figures(agreement(("a", "b", 0, np.nan, np.nan), ("a", "c", 4, 0.5, 1.0)), {})["agreement"]
     assert np.asarray(figure.data[0].z).tolist() == [[0.5]]
