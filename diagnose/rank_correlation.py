@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, Shaped
 
 from .statistics import BootstrapMeans, cluster_codes, resampled_counts, single_column
 
-# rows in ascending order, where runs of equal values start there, and the run of every row
+# rows in ascending order, where runs of equal values end there, and the run of every row
 Order = tuple[Int[np.ndarray, "N"], Int[np.ndarray, "_"], Int[np.ndarray, "N"]]
 
 
@@ -87,35 +87,30 @@ def _drawn(
 def _ascending(values: Float[np.ndarray, "N"]) -> Order:
     order = np.argsort(values, kind="stable")
     ascending = values[order]
-    new = np.append(True, ascending[1:] != ascending[:-1])
+    last = np.append(ascending[1:] != ascending[:-1], True)
     run = np.empty(len(values), dtype=np.int64)
-    run[order] = np.cumsum(new) - 1
-    return order, np.flatnonzero(new), run
+    run[order] = np.cumsum(last) - last
+    return order, np.flatnonzero(last), run
 
 
 def _weighted_rhos(orders: list[Order], weight: Float[np.ndarray, "b N"]) -> Float[np.ndarray, "b K K"]:
     """Pearson correlations of mid-ranks in samples where row i stands weight[i] times."""
-    total, root = weight.sum(1), np.sqrt(weight)
-    ranks = np.empty((len(weight), len(orders), weight.shape[1]))
-    for k, order in enumerate(orders):
-        # centred: mid-ranks average to total / 2; the root on both sides of the product weighs a row once
-        np.multiply(_mid_ranks(order, weight, total / 2), root, out=ranks[:, k])
+    root, ranks = np.sqrt(weight), np.empty((len(weight), len(orders), weight.shape[1]))
+    for k, order in enumerate(orders):  # the root on both sides of the product weighs a row once
+        np.multiply(_centred_ranks(order, weight), root, out=ranks[:, k])
     cross = ranks @ ranks.transpose(0, 2, 1)
     spread = np.sqrt(np.diagonal(cross, axis1=1, axis2=2))  # [b, K]
     below = spread[:, :, None] * spread[:, None, :]
-    rho = np.divide(cross, below, out=np.full(cross.shape, np.nan), where=below > 1e-9 * total[:, None, None])
+    rho = np.divide(cross, below, out=np.full(cross.shape, np.nan), where=below > 0)
     return np.clip(rho, -1.0, 1.0)  # rounding may leave the interval
 
 
-def _mid_ranks(
-    order: Order, weight: Float[np.ndarray, "b N"], middle: Float[np.ndarray, "b"]
-) -> Float[np.ndarray, "b N"]:
-    """Rank of every row, less 1/2 and the sample's middle: rows below it plus half of those equal, itself included."""
-    ascending, starts, run = order
-    sums = weight.take(ascending, axis=1)
-    if len(starts) < len(run):
-        sums = np.add.reduceat(sums, starts, axis=1)  # [b, runs]
-    ranks = np.cumsum(sums, axis=1)
-    ranks -= sums / 2
-    ranks -= middle[:, None]
+def _centred_ranks(order: Order, weight: Float[np.ndarray, "b N"]) -> Float[np.ndarray, "b N"]:
+    """Twice the mid-rank of every row minus its mean: rows below it minus rows above it, a whole number."""
+    ascending, ends, run = order
+    upto = np.cumsum(weight.take(ascending, axis=1), axis=1)
+    if len(ends) < len(run):
+        upto = upto.take(ends, axis=1)  # [b, runs]
+    ranks = upto - upto[:, -1:]
+    ranks[:, 1:] += upto[:, :-1]
     return ranks.take(run, axis=1)
