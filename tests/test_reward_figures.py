@@ -259,6 +259,12 @@ def test_the_title_of_the_calibration_sets_each_error_beside_the_one_expected(fi
     )
 
 
+def test_the_title_says_up_to_what_a_calibrated_reward_misses_by_chance():
+    more = {**estimates(), "ece_implicit_expected_p95": estimates()["ece_implicit"].model_copy(update={"value": 0.05})}
+    shown = title(reward_figures(tables(), more, settings=SETTINGS)["calibration"])
+    assert "0.087 for the implicit reward (if calibrated 0.031, by chance up to 0.050), by 0.062 for" in shown
+
+
 def test_margins_are_in_distribution_pairs_marked_by_who_is_right(figures):
     marks = traces(figures["margins"])
     found = {name: list(zip(trace.x, trace.y, strict=True)) for name, trace in marks.items()}
