@@ -53,12 +53,13 @@ def _agreement(tables: Mapping[str, pd.DataFrame]) -> go.Figure | None:
     least = table.iloc[int(table.same_sign.to_numpy(dtype=float).argmin())]
     figure = canvas(
         title=f"{least['first']} and {least['second']} agree least: the same view of "
-        f"{number(least.same_sign, 2)} of the pairs",
+        f"{_with_ends(least, 'same_sign', 2)} of the pairs",
         how="A cell is the share of pairs on which two objectives have the same view, that is whether chosen is "
         "already better enough. Near 1 it hardly matters which of the two trains on these pairs; where it is low, one "
         "of them still pulls at pairs that the other holds for settled. Objectives with a view in common (kto, bco, "
         "apo_zero, nca and sppo_hard take that of dpo) agree fully and differ only in how hard they pull. Hover for "
-        "the rank correlation of their losses.",
+        "the intervals and the rank correlation of their losses. No interval allows for the choice of the pair of "
+        "objectives that agrees least.",
         x="objective",
         y="objective",
         height=170 + max(30 * (len(names) - 1), 120),
@@ -96,10 +97,17 @@ def _agreement(tables: Mapping[str, pd.DataFrame]) -> go.Figure | None:
 
 
 def _pair_text(cell: Any) -> str:
-    text = f"{safe(cell.first)} and {safe(cell.second)}<br>same view on {number(float(cell.same_sign), 3)}"
+    text = f"{safe(cell.first)} and {safe(cell.second)}<br>same view on {_with_ends(cell, 'same_sign', 3)}"
     text += f" of {cell.n:,} pairs" if hasattr(cell, "n") else ""
     rank = getattr(cell, "spearman", float("nan"))
-    return text + ("" if np.isnan(rank) else f"<br>Spearman of the losses {number(float(rank), 2)}")
+    return text + ("" if np.isnan(rank) else f"<br>Spearman of the losses {_with_ends(cell, 'spearman', 2)}")
+
+
+def _with_ends(row: Any, name: str, places: int) -> str:
+    """'0.25 [0.18, 0.33]', the number alone where the table has no interval."""
+    value, low, high = (float(getattr(row, f"{name}{end}", np.nan)) for end in ("", "_low", "_high"))
+    shown = number(value, places)
+    return shown if np.isnan(low) or np.isnan(high) else f"{shown} [{number(low, places)}, {number(high, places)}]"
 
 
 def _strata(tables: Mapping[str, pd.DataFrame], estimates: Mapping[str, Estimate]) -> go.Figure | None:

@@ -175,6 +175,9 @@ def _calibration(tables: Mapping[str, pd.DataFrame], estimates: Mapping[str, Est
         error, expected = estimates.get(f"ece_{name}"), estimates.get(f"ece_{name}_expected")
         if error is not None and expected is not None and None not in (error.value, expected.value):
             shown, chance = (number(e.value or 0.0, 3) for e in (error, expected))
+            most = estimates.get(f"ece_{name}_expected_p95")
+            if most is not None and most.value is not None:
+                chance += f", by chance up to {number(most.value, 3)}"
             parts.append(f"{shown} for the {name} reward (if calibrated {chance})")
     figure = canvas(
         title="Confidence misses the votes by " + ", by ".join(parts)
@@ -183,8 +186,8 @@ def _calibration(tables: Mapping[str, pd.DataFrame], estimates: Mapping[str, Est
         how="A point is a bin of pairs whose margins claim about the same confidence, sigmoid of the margin folded to "
         "0.5 and above; its height is the share of votes that agree, the line through it its Wilson interval. On the "
         "diagonal confidence is deserved; below it the reward is over-confident, above it under-confident. With so few "
-        "votes a bin even a calibrated reward strays: the title says by how much on average. beta scales the implicit "
-        "margins, so it moves this figure and no accuracy.",
+        "votes a bin even a calibrated reward strays: the title says by how much on average, and up to what in 95 % of "
+        "cases. beta scales the implicit margins, so it moves this figure and no accuracy.",
         x="confidence claimed [share]",
         y="votes that agree [share]",
         height=420,

@@ -78,8 +78,9 @@ class Calibration:
 
     def summary(self) -> str:
         return (
-            f"Confidence misses the share of agreeing votes by {self.ece:.3f} on average over {self.n} pairs; "
-            f"a calibrated scorer would show {self.expected_ece:.3f}."
+            f"Confidence misses the share of agreeing votes by {self.ece:.3f} on average over {self.n} pairs, "
+            f"{'more than' if self.ece > self.expected_ece_p95 else 'which may be'} chance: a calibrated scorer would "
+            f"show {self.expected_ece:.3f}, and in 95 % of draws at most {self.expected_ece_p95:.3f}."
         )
 
 

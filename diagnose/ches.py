@@ -4,23 +4,13 @@ Razin et al., arXiv 2410.08847: a chosen and a rejected completion whose summed 
 directions, so lowering the one lowers the other. High = displacement risk.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from ..probes.hidden_similarity import Ches, ches_of_sums
 from .ranking import as_float64
-
-States = Float64[np.ndarray, "*batch T d"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Ches:
-    """CHES of every pair, in squared units of the hidden states; no pair index where one pair came in."""
-
-    value: Float64[np.ndarray, "*batch"]  # <S+, S-> - |S+|^2, S summed over scored positions
-    normalised: Float64[np.ndarray, "*batch"]  # the same of means: <S+, S->/(n+ n-) - |S+|^2/n+^2
 
 
 def ches(chosen_states: Any, rejected_states: Any, chosen_mask: Any = None, rejected_mask: Any = None) -> Ches:
@@ -52,15 +42,7 @@ def ches_from_sums(sum_chosen: Any, sum_rejected: Any, n_chosen: Any, n_rejected
         raise ValueError("a completion without a scored position has no CHES; leave such pairs out")
     if not (np.isfinite(chosen).all() and np.isfinite(rejected).all()):
         raise ValueError("hidden states are not finite everywhere; leave such pairs out")
-    means = chosen / counts[0][..., None], rejected / counts[1][..., None]
-    return Ches(value=_similarity(chosen, rejected), normalised=_similarity(*means))
-
-
-def _similarity(
-    chosen: Float64[np.ndarray, "*batch d"], rejected: Float64[np.ndarray, "*batch d"]
-) -> Float64[np.ndarray, "*batch"]:
-    """<a, b> - |a|^2 as <a, b - a>: equal sides give exactly 0, and two large numbers are never subtracted."""
-    return np.asarray((chosen * (rejected - chosen)).sum(-1))
+    return ches_of_sums(chosen, rejected, *counts)
 
 
 def _summed(side: str, states: Any, mask: Any) -> tuple[Float64[np.ndarray, "*batch d"], Float64[np.ndarray, "*batch"]]:

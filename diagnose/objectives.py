@@ -7,18 +7,18 @@ Also the numbers that TRL logs, by its names, from the same table.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import combinations
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Shaped
 
 from ..errors import InputError
 from ..probes.pair_table import PairScores
 from . import objective_losses as losses
+from .objective_agreement import agreement_table, with_intervals
 from .objective_losses import Hyperparameters, Judgement, LogProbs, Objective
 from .ranking import SMOOTHINGS, as_float64, credit, dpo_loss
 from .ranking_table import NO_LENGTHS, NO_REFERENCE, ONE_LABEL, preference_strengths
@@ -67,7 +67,8 @@ class ObjectiveTable:
     losses: a row an objective: mean_loss, share_view_right (view > 0; 0 counts half), mean_pull_chosen,
         mean_pull_rejected, n pairs behind them, n_human_tie and n_missing pairs left out.
     agreement: a row for two objectives: n pairs both have, same_sign = share of those whose views have one sign,
-        spearman of the losses (NaN where a loss is the same on all pairs).
+        spearman of the losses (NaN where a loss is the same on all pairs); after `with_intervals` also same_sign_low,
+        same_sign_high, spearman_low, spearman_high.
     reasons: objective -> why it is absent. settings: every hyperparameter, and where z0, delta and preference are from.
     """
 
@@ -83,6 +84,19 @@ class ObjectiveTable:
             raise KeyError(f"no table '{name}'; choose from {', '.join(TABLES)}")
         frame: pd.DataFrame = getattr(self, name)
         return frame.copy()
+
+    def with_intervals(
+        self, clusters: Shaped[np.ndarray, "N"], *, bootstrap: int = 2000, seed: int = 0
+    ) -> "ObjectiveTable":
+        """The same with 95 % intervals in `agreement`, by cluster bootstrap; NaN there below 20 clusters.
+
+        clusters: a name for every row of `pairs`, as a prompt's id. Raises ValueError for another number of names, or
+        fewer than one draw.
+        """
+        if len(clusters) != len(self.pairs):
+            raise ValueError(f"clusters: expected {len(self.pairs)}, one a pair, got {len(clusters)}")
+        table = with_intervals(self.agreement, self.pairs, clusters, bootstrap=bootstrap, seed=seed)
+        return replace(self, agreement=table)
 
     def summary(self) -> str:
         """What the objectives see, and which two differ most, in sentences that a non-author can quote."""
@@ -100,7 +114,7 @@ class ObjectiveTable:
             least = together.iloc[int(together["same_sign"].to_numpy().argmin())]
             text += (
                 f" {least['first']} and {least['second']} agree least: the same sign on {least['same_sign']:.0%} of "
-                f"{least['n']} pairs."
+                f"{least['n']} pairs{_selected(least, len(together))}."
             )
         return f"{text} Absent: {', '.join(self.reasons)}." if self.reasons else text
 
@@ -156,10 +170,11 @@ def objective_table(
     wide = {name: _spread(judgement, have & ~tie) for name, (have, judgement) in judged.items()}
     settings = asdict(h) | {"gamma": gammas, "preference_from": preference_from}
     settings |= {"z0": point, "z0_from": z0_from, "delta": shift, "delta_from": delta_from}
+    table = _pairs(scores, wide)
     return ObjectiveTable(
-        pairs=_pairs(scores, wide),
+        pairs=table,
         losses=_losses(judged, tie),
-        agreement=_agreement(wide),
+        agreement=agreement_table(table, list(wide)),
         reasons=reasons,
         settings=settings,
     )
@@ -275,6 +290,15 @@ def _positive(name: str, value: Number) -> None:
         raise ValueError(f"{name}={value}: expected a positive, finite number")
 
 
+def _selected(least: "pd.Series[Any]", n_couples: int) -> str:
+    """The interval of the couple that agrees least, and that it was picked after looking; empty without one."""
+    low, high = least.get("same_sign_low", np.nan), least.get("same_sign_high", np.nan)
+    if np.isnan(low) or np.isnan(high):
+        return ""
+    picked = f", which does not allow for its being the least of {n_couples} couples" if n_couples > 1 else ""
+    return f" (95 % interval {low:.0%} to {high:.0%}{picked})"
+
+
 def _known(pairs: LogProbs, needs: tuple[tuple[str, ...], ...]) -> Rows:
     """Pairs with finite numbers in every column that is needed."""
     names = ("policy_chosen", "policy_rejected", *(name for need in needs for name in need))
@@ -332,16 +356,3 @@ def _losses(judged: Mapping[str, tuple[Rows, Judgement]], tie: Rows) -> pd.DataF
     ]
     names = ("objective", "mean_loss", "share_view_right", "mean_pull_chosen", "mean_pull_rejected")
     return pd.DataFrame(rows, columns=[*names, "n", "n_human_tie", "n_missing"])
-
-
-def _agreement(wide: Mapping[str, Mapping[str, Float64[np.ndarray, "N"]]]) -> pd.DataFrame:
-    # pandas' Spearman takes each two columns' common pairs, and gives NaN for a constant one without a warning
-    spearman = pd.DataFrame({name: parts["loss"] for name, parts in wide.items()}).corr(method="spearman").to_numpy()
-    signs = {name: np.sign(parts["view"]) for name, parts in wide.items()}
-    rows = []
-    for (i, first), (j, second) in combinations(enumerate(wide), 2):
-        both = ~(np.isnan(signs[first]) | np.isnan(signs[second]))
-        same = float((signs[first] == signs[second])[both].mean()) if both.any() else np.nan
-        row = {"first": first, "second": second, "n": int(both.sum()), "same_sign": same}
-        rows.append(row | {"spearman": float(spearman[i, j])})
-    return pd.DataFrame(rows, columns=["first", "second", "n", "same_sign", "spearman"])

@@ -31,13 +31,14 @@ EXTREMES = {"min_reward": ("lowest", np.min), "max_reward": ("highest", np.max)}
 def objectives_section(
     scores: PairScores, *, beta: float, smoothing: str, preference: float | None, bootstrap: int, seed: int
 ) -> SectionResult:
-    """Mean losses and TRL's metrics with intervals over prompts; per-pair losses, views and pulls as a table.
+    """Mean losses, agreement and TRL's metrics with intervals over prompts; losses, views and pulls of every pair.
 
     preference: P(chosen preferred) assumed for pairs with one label, for dpo_soft; None leaves dpo_soft out there.
     """
     given = None if preference is None else _preference(scores, smoothing, preference)
-    table = objective_table(scores, beta, preference=given, smoothing=smoothing)
     clusters = clusters_of(scores.frame)
+    table = objective_table(scores, beta, preference=given, smoothing=smoothing)
+    table = table.with_intervals(clusters, bootstrap=bootstrap, seed=seed)
     estimates = trl_estimates(scores, clusters, beta=beta, bootstrap=bootstrap, seed=seed)
     estimates |= _loss_estimates(table, clusters, bootstrap=bootstrap, seed=seed)
     section = Section(
@@ -48,7 +49,8 @@ def objectives_section(
         estimates=estimates,
         tables={
             "losses": "an objective: mean loss, share of pairs it takes as settled, mean pulls on both completions",
-            "agreement": "two objectives: share of pairs on which their views have one sign, Spearman of their losses",
+            "agreement": "two objectives: share of pairs on which their views have one sign, Spearman of their losses, "
+            "with 95 % intervals over prompts (none below 20)",
             "pairs": "a pair: loss, view (above 0: chosen is better enough) and pulls of every objective",
         },
         settings=dict(table.settings) | {"bootstrap": bootstrap, "seed": seed},

@@ -1,5 +1,8 @@
 """Where do the ranking numbers come from? Tables that split the pairs: flips, difference of length, log-ratios."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Float64
@@ -7,16 +10,19 @@ from jaxtyping import Float64
 from .ranking import AGREE, flip_threshold, ipo_threshold, theorem_mismatches
 from .ranking_table import RankedPairs
 from .report import finite
-from .statistics import cluster_bootstrap, estimate_from
+from .statistics import BootstrapMeans, cluster_bootstrap, estimate_from
 
 QUARTERS = (0.25, 0.5, 0.75)
 GAMMAS = (0.0, 0.5, 1.0, 2.0)  # weights of the reference in the loss; 1 is DPO
+_VARIANTS = {"mean_loss": "", "share_within": "share", "share_ranked_right": "share"}  # column -> unit
 
 
-def variant_table(pairs: RankedPairs, *, beta: float) -> pd.DataFrame:
+def variant_table(pairs: RankedPairs, *, beta: float, bootstrap: int, seed: int) -> pd.DataFrame:
     """Other objectives of the kind of Theorem 4.1: does the pair's loss being at its threshold say who is ranked first?
 
-    objective, n, mean_loss, share_within (loss at or below the threshold), share_ranked_right, mismatches, unreachable.
+    objective, n, mean_loss, share_within (loss at or below the threshold), share_ranked_right (h >= 0), each of the
+    three with _low and _high, mismatches, unreachable. Intervals: the cluster bootstrap of the headline numbers, the
+    same resamples; NaN under 20 prompts.
     dpo_gamma_G: loss softplus(-beta (h + G c)), threshold softplus(-beta G c): loss within it exactly where the pair is
     ranked right, so mismatches is 0. ipo: loss (h + c - 1/(2 tau))^2, tau = beta; within (1/(2 tau) - c)^2 suffices, so
     mismatches counts pairs within it that are ranked wrong; unreachable: zero loss itself ranks the pair wrong.
@@ -24,25 +30,34 @@ def variant_table(pairs: RankedPairs, *, beta: float) -> pd.DataFrame:
     some = pairs.judged & np.isfinite(pairs.reference_margin)
     h, reference = pairs.margin[some], pairs.reference_margin[some]
     right = h >= 0
-    rows = []
+    rows: list[dict[str, Any]] = []
+    columns: list[np.ndarray] = []  # per-pair values, those of `_VARIANTS` an objective
     for gamma in GAMMAS if some.any() else ():
         inside = -beta * (h - gamma * reference)  # loss = softplus(inside)
         loss = np.logaddexp(0.0, inside)
         threshold = np.asarray(flip_threshold(reference, beta, gamma=gamma))
-        wrong = theorem_mismatches(h, loss, threshold)
+        mismatches = int(theorem_mismatches(h, loss, threshold).sum())
         within = inside <= beta * gamma * reference + AGREE  # softplus rises, but far below 0 it underflows
         name = f"dpo_gamma_{gamma:g}" if gamma != 1 else "dpo"
-        rows.append((name, len(h), loss.mean(), within.mean(), right.mean(), int(wrong.sum()), 0))
+        rows.append({"objective": name, "n": len(h), "mismatches": mismatches, "unreachable": 0})
+        columns += [loss, within, right]
     if some.any():
         loss, threshold = (h - reference - 1 / (2 * beta)) ** 2, np.asarray(ipo_threshold(reference, beta))
         within = loss <= threshold  # never where the threshold is NaN
-        unreachable = int(np.isnan(threshold).sum())
-        wrong_within = int((within & (h < -AGREE)).sum())
-        rows.append(("ipo", len(h), loss.mean(), within.mean(), right.mean(), wrong_within, unreachable))
-    names = ["objective", "n", "mean_loss", "share_within", "share_ranked_right", "mismatches", "unreachable"]
+        mismatches, unreachable = int((within & (h < -AGREE)).sum()), int(np.isnan(threshold).sum())
+        rows.append({"objective": "ipo", "n": len(h), "mismatches": mismatches, "unreachable": unreachable})
+        # a square beyond the largest float has no mean
+        columns += [loss if np.isfinite(loss).all() else np.full_like(loss, np.nan), within, right]
+        # every judged pair, NaN where it has no reference: the resamples depend on the prompts that go in
+        values = np.full((len(some), len(columns)), np.nan)
+        values[some] = np.stack(columns, axis=1)
+        boot = cluster_bootstrap(values[pairs.judged], pairs.clusters[pairs.judged], draws=bootstrap, seed=seed)
+        for i, row in enumerate(rows):
+            for j, (name, unit) in enumerate(_VARIANTS.items(), start=len(_VARIANTS) * i):
+                row |= _with_interval(boot, j, name, unit=unit)
+    names = ["objective", "n", *_ends(_VARIANTS), "mismatches", "unreachable"]
     return pd.DataFrame(rows, columns=names).astype(
-        {"objective": str, "n": int, "mismatches": int, "unreachable": int}
-        | dict.fromkeys(["mean_loss", "share_within", "share_ranked_right"], float)
+        {"objective": str, "n": int, "mismatches": int, "unreachable": int} | dict.fromkeys(_ends(_VARIANTS), float)
     )
 
 
@@ -114,14 +129,22 @@ def length_table(pairs: RankedPairs, *, bootstrap: int, seed: int) -> pd.DataFra
         row: dict[str, float] = {"quarter": int(q), "shortest": apart[inside].min(), "longest": apart[inside].max()}
         row["n"] = int(inside.sum())
         for j, name in enumerate(measures):
-            estimate = estimate_from(boot, j, label=name)
-            numbers = (estimate.value, estimate.low, estimate.high)
-            row |= {f"{name}{end}": _number(v) for end, v in zip(("", "_low", "_high"), numbers, strict=True)}
+            row |= _with_interval(boot, j, name)
         rows.append(row)
-    names = ["quarter", "shortest", "longest", "n", *(f"{m}{end}" for m in measures for end in ("", "_low", "_high"))]
+    names = ["quarter", "shortest", "longest", "n", *_ends(measures)]
     return pd.DataFrame(rows, columns=names).astype(
         {name: int if name in ("quarter", "n") else float for name in names}
     )
+
+
+def _ends(names: Iterable[str]) -> list[str]:
+    return [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+
+
+def _with_interval(boot: BootstrapMeans, column: int, name: str, *, unit: str = "share") -> dict[str, float]:
+    """A mean and the ends of its interval, NaN where an `Estimate` has null."""
+    e = estimate_from(boot, column, label=name, unit=unit)
+    return dict(zip(_ends([name]), (_number(v) for v in (e.value, e.low, e.high)), strict=True))
 
 
 def _number(value: float | None) -> float:

@@ -35,7 +35,8 @@ TABLES = {
     "length": "a quarter of the pairs by difference of length (tokens), with the accuracies inside it",
     "set_aside": "a row of the file that could not be used: where, why, and what exactly",
     "displacement": "a sign quadrant of the log-ratios of chosen and rejected, and its share of all pairs",
-    "variants": "a loss of the kind of Theorem 4.1: share of pairs within their threshold, pairs that contradict it",
+    "variants": "a loss of the kind of Theorem 4.1: share of pairs within their threshold and ranked right, "
+    "with intervals over prompts, and pairs that contradict it",
     "orders": "a row with more than two responses: is its whole order right, its pairs, Kendall's tau-b",
 }
 ELSEWHERE = ("length", "displacement")  # tables that stand in sections of their own
@@ -134,7 +135,7 @@ def ranking_report(
         "flips": flip_table(pairs),
         "length": length_table(pairs, bootstrap=bootstrap, seed=seed),
         "displacement": displacement_table(pairs),
-        "variants": variant_table(pairs, beta=beta),
+        "variants": variant_table(pairs, beta=beta, bootstrap=bootstrap, seed=seed),
         "orders": orders,
         "set_aside": pd.DataFrame(
             [(row.row, row.name, row.reason, row.detail) for row in scores.invalid],

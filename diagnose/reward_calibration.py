@@ -19,6 +19,7 @@ from .statistics import cluster_bootstrap, estimate_from
 
 NO_BASE = "there is no in-distribution setting"
 NO_PAIR = "no pair is left in this setting"
+DRAWS = 200  # of the votes of a calibrated scorer
 _COLUMNS = ["scorer", "bin", "n", "confidence", "observed", "low", "high"]
 
 
@@ -34,7 +35,7 @@ class Scorer:
 def calibration_estimates(
     rows: RewardRows | None, *, beta: float, bootstrap: int, seed: int
 ) -> tuple[dict[str, Estimate], pd.DataFrame]:
-    """Brier score, excess NLL, ECE and the ECE of a calibrated scorer, a scorer; beta-hat; the table "calibration".
+    """Brier score, excess NLL, ECE and what a calibrated scorer shows, by scorer; beta-hat; the table "calibration".
 
     rows: human ties among them (`voted_rows`), since here a pair counts by its votes.
     """
@@ -53,7 +54,7 @@ def calibration_estimates(
             continue
         alpha = rows.preference[some]
         votes = np.maximum(rows.frame["n_votes"].to_numpy(dtype=np.float64)[some], 1.0)  # a judge's probability: 0
-        found = calibration(scorer.margin[some], alpha, n_votes=np.floor(votes), seed=seed)
+        found = calibration(scorer.margin[some], alpha, n_votes=np.floor(votes), draws=DRAWS, seed=seed)
         estimates |= _scores(scorer.name, scorer.margin[some], alpha, rows.clusters[some], bootstrap, seed)
         estimates |= _errors(scorer.name, found, len(np.unique(rows.clusters[some])))
         tables.append(found.table.assign(scorer=scorer.name)[_COLUMNS])
@@ -88,21 +89,36 @@ def _scores(
 
 def _errors(name: str, found: Calibration, n_clusters: int) -> dict[str, Estimate]:
     """ECE has no honest percentile interval (it is biased up); what a calibrated scorer would show stands beside it."""
+    labels = _error_labels(name)
     shared: dict[str, Any] = {"level": None, "n": found.n, "n_clusters": n_clusters, "unit": "share"}
+    most = f"{found.expected_ece_p95:.3f}, which 95 % of calibrated scorers stay within"
+    judged = f"above {most}: more than chance" if found.ece > found.expected_ece_p95 else f"not above {most}"
+    drawn = f"parametric bootstrap, {DRAWS} draws of votes from p"
     return {
         f"ece_{name}": Estimate(
-            label=f"expected calibration error of the {name} reward, folded",
+            label=labels[f"ece_{name}"],
             value=found.ece,
             null_value=found.expected_ece,
-            method="equal-mass bins of max(p, 1-p), equal predictions never split; compare with ..._expected",
+            method=f"equal-mass bins of max(p, 1-p), equal predictions never split; {judged}",
             **shared,
         ),
         f"ece_{name}_expected": Estimate(
-            label=f"the same if the {name} reward were calibrated",
-            value=found.expected_ece,
-            method="parametric bootstrap: votes drawn from p",
+            label=labels[f"ece_{name}_expected"], value=found.expected_ece, method=f"{drawn}: mean", **shared
+        ),
+        f"ece_{name}_expected_p95": Estimate(
+            label=labels[f"ece_{name}_expected_p95"],
+            value=found.expected_ece_p95,
+            method=f"{drawn}, pairs independent, one vote where none was counted: 95th percentile",
             **shared,
         ),
+    }
+
+
+def _error_labels(name: str) -> dict[str, str]:
+    return {
+        f"ece_{name}": f"expected calibration error of the {name} reward, folded",
+        f"ece_{name}_expected": f"the same if the {name} reward were calibrated",
+        f"ece_{name}_expected_p95": f"what it exceeds in 5 % of cases if the {name} reward is calibrated",
     }
 
 
@@ -110,10 +126,8 @@ def _absent(name: str, reason: str) -> dict[str, Estimate]:
     labels = {
         f"brier_{name}": f"Brier score of the {name} reward",
         f"excess_nll_{name}": f"NLL of the votes under the {name} reward, minus their entropy",
-        f"ece_{name}": f"expected calibration error of the {name} reward, folded",
-        f"ece_{name}_expected": f"the same if the {name} reward were calibrated",
     }
-    return {key: _null(label, reason) for key, label in labels.items()}
+    return {key: _null(label, reason) for key, label in (labels | _error_labels(name)).items()}
 
 
 def _fitted(rows: RewardRows | None, *, beta: float, bootstrap: int, seed: int) -> dict[str, Estimate]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..probes.pair_table import PairScores
+from ..probes.pair_table_checks import require_rows
 from .manifest import count_reasons, first_rows, package_versions
 from .naming import short_name
 from .preference_sections import ID, PreferenceSettings, ranking_sections, require_shifted, reward_sections
@@ -46,7 +47,7 @@ def audit_tables(
     main = _read(scores)
     elsewhere = {name: _read(table) for name, table in (shifted or {}).items()}
     for name, table in {ID: main, **elsewhere}.items():
-        _require_rows(name, table, max_invalid)
+        require_rows(table, name, max_invalid)
     data = {"scores": _facts(scores, main)}
     data |= {f"shifted {name}": _facts((shifted or {})[name], table) for name, table in elsewhere.items()}
     given: dict[str, Any] = {
@@ -102,19 +103,6 @@ def audit_tables(
     if run is not None:
         report.save(run.path)
     return report
-
-
-def _require_rows(name: str, table: PairScores, max_invalid: float) -> None:
-    """Stop where more of a table than `max_invalid` cannot be used. Raises InputError with the reasons."""
-    aside = len(table.invalid)
-    reasons = ", ".join(f"{n} {reason}" for reason, n in table.invalid_counts.items())
-    if not len(table):
-        raise InputError(f"{name}: no pair is left in this table; rows set aside: {reasons}")
-    if aside > max_invalid * (aside + len(table)):
-        raise InputError(
-            f"{name}: {aside} of {aside + len(table)} rows cannot be used, more than --max-invalid {max_invalid:g}: "
-            f"{reasons} (first: {'; '.join(first_rows(table.invalid, 1))}). Mend the table, or raise --max-invalid"
-        )
 
 
 def _sections(only: Sequence[str] | str | None) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ def parse_pair(row: dict[str, Any] | str, number: int, shape: PairShape) -> Pair
             raise RowError("empty_completion", f"`{column}` holds no text")
     if first == second:
         raise RowError("identical_completions", f"`{shape.first}` and `{shape.second}` are the same text")
-    votes, preference = _judgement(row, shape)
+    votes, preference = judgement(row, shape)
     share = preference if votes is None else (votes[0] + votes[2] / 2) / sum(votes)
     swapped = share is not None and share < 0.5
     judged_by_label = shape.judged in ("label", "order")
@@ -244,8 +244,11 @@ def _message(message: Any, column: str) -> dict[str, Any]:
     return {str(key): value for key, value in message.items() if value is not None}  # Parquet fills absent keys by None
 
 
-def _judgement(row: Mapping[str, Any], shape: PairShape) -> tuple[tuple[float, float, float] | None, float | None]:
-    """(votes for first, for second, ties) or None, and the preference for first or None."""
+def judgement(row: Mapping[str, Any], shape: PairShape) -> tuple[tuple[float, float, float] | None, float | None]:
+    """(votes for first, for second, ties) or None, and the preference for first or None.
+
+    Raises RowError, `missing_field` or `votes_invalid`, where the cells hold neither.
+    """
     if shape.judged == "order":
         return None, None
     if shape.judged == "label":
@@ -256,18 +259,19 @@ def _judgement(row: Mapping[str, Any], shape: PairShape) -> tuple[tuple[float, f
             raise RowError("label_invalid", f"`label` is {reprlib.repr(label)}; expected a or b")
         return None, float(label.strip().lower() == "a")
     if shape.judged == "preference":
-        share = _number(row, "preference", required=True)
+        share = number_in(row, "preference", required=True)
         if not 0 <= share <= 1:
             raise RowError("votes_invalid", f"`preference` is {share:g}, outside [0, 1]")
         return None, share
-    first, second = (_number(row, f"votes_{side}", required=True) for side in shape.sides)
-    tie = _number(row, "votes_tie", required=False)
+    first, second = (number_in(row, f"votes_{side}", required=True) for side in shape.sides)
+    tie = number_in(row, "votes_tie", required=False)
     if min(first, second, tie) < 0 or not 0 < first + second + tie < math.inf:
         raise RowError("votes_invalid", f"votes {first:g}, {second:g}, tie {tie:g}: none, too many or a negative count")
     return (first, second, tie), None
 
 
-def _number(row: Mapping[str, Any], column: str, *, required: bool) -> float:
+def number_in(row: Mapping[str, Any], column: str, *, required: bool) -> float:
+    """A finite number, also as text; 0 where the cell is empty and not required. Raises RowError for anything else."""
     value = row.get(column)
     if value is None or value == "":
         if required:

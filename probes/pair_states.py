@@ -1,30 +1,21 @@
 """How alike are the hidden states of chosen and rejected? CHES: the risk that training moves probability off both."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from .hidden_similarity import Ches, ches_of_sums
 from .scored_rows import Group, ScoredRows, TokenSequence, over_batches, residuals
 from .sequence_scores import Folder, score_keys
 from .shards import Progress, ScoreCache, item_key, run_in_shards
 from .subject import Subject
 
+STATES_VERSION = 2  # raise it when other numbers of a pair are kept: those of before are then not read
 NORMED_BYTES = 25 * 2**20  # states in float64 made at a time
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ches:
-    """Centred hidden embedding similarity of a pair (2410.08847); units of squared states. High: displacement risk.
-
-    S+ and S- are the sums of the hidden states that predict the n+ and n- tokens of chosen and rejected.
-    """
-
-    plain: float  # <S+, S-> - |S+|^2 of sums over the response
-    normalised: float  # <S+, S-> / (n+ n-) - |S+|^2 / n+^2
 
 
 def pair_states(
@@ -39,12 +30,12 @@ def pair_states(
     progress: Progress | None = None,
     stage: str = "hidden states",
     share_prefix: bool = False,
-) -> list[Ches]:
-    """CHES of every pair; `sequences` are chosen and rejected in turn, of one prompt and `start`.
+) -> Ches:
+    """CHES of every pair, [N]; `sequences` are chosen and rejected in turn, of one prompt and `start`.
 
     S = sum over t = start .. last of h[t - 1], h the last residual after the final norm (what the head reads), in
-    float64. Three numbers a pair are kept (<S+, S->, |S+|^2, |S-|^2); states last for a batch. Options are those of
-    score_sequences; a shard holds half as many pairs as of those sequences.
+    float64. Both forms of CHES are kept a pair; states last for a batch, and one that is not finite gives NaN. Options
+    are those of score_sequences; a shard holds half as many pairs as of those sequences.
     Raises ValueError for an odd number of sequences, or one without a scored token.
     """
     if len(sequences) % 2:
@@ -54,13 +45,16 @@ def pair_states(
         raise ValueError(f"sequence {empty[0]}: start is in 1 .. {n - 1} (something must be scored), got {start}")
     pairs = list(zip(sequences[::2], sequences[1::2], strict=True))
     model_key, single = score_keys(subject, sequences, None, text_facts)
-    keys = [item_key("states", *single[i : i + 2])[:32] for i in range(0, len(single), 2)]
+    keys = [item_key("states", STATES_VERSION, *single[i : i + 2])[:32] for i in range(0, len(single), 2)]
 
     def compute(indices: list[int]) -> list[list[float]]:
         groups: list[Group] = [group for i in indices for group in _rows(pairs[i], share_prefix)]
         parts = over_batches(groups, batch_tokens, lambda rows: [*state_sums(subject, rows)])
-        sums = [part for group in parts for part in group]
-        return [products(*sums[i : i + 2]) for i in range(0, len(sums), 2)]
+        sums = torch.stack([part for group in parts for part in group]).numpy()  # chosen and rejected in turn
+        n = np.array([sequence.n_scored for i in indices for sequence in pairs[i]], dtype=np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = ches_of_sums(sums[::2], sums[1::2], n[::2], n[1::2])
+        return [list(both) for both in zip(found.value.tolist(), found.normalised.tolist(), strict=True)]
 
     kept = run_in_shards(
         keys,
@@ -72,7 +66,8 @@ def pair_states(
         cache=None if cache is None else ScoreCache(cache, model_key),
         progress=progress,
     )
-    return [ches(three, *(sequence.n_scored for sequence in pair)) for three, pair in zip(kept, pairs, strict=True)]
+    value, normalised = np.array(kept, dtype=np.float64).reshape(-1, 2).T
+    return Ches(value=value, normalised=normalised)
 
 
 def state_sums(subject: Subject, rows: ScoredRows) -> Float64[Tensor, "sequences d"]:
@@ -90,15 +85,3 @@ def state_sums(subject: Subject, rows: ScoredRows) -> Float64[Tensor, "sequences
 
 def _rows(pair: Group, share_prefix: bool) -> list[Group]:
     return [pair] if share_prefix else [(sequence,) for sequence in pair]
-
-
-def products(chosen: Float64[Tensor, "d"], rejected: Float64[Tensor, "d"]) -> list[float]:
-    """<S+, S->, |S+|^2, |S-|^2."""
-    return [float(a @ b) for a, b in ((chosen, rejected), (chosen, chosen), (rejected, rejected))]
-
-
-def ches(products: Sequence[float], n_chosen: int, n_rejected: int) -> Ches:
-    """Both forms from what `products` gives and the numbers of scored tokens."""
-    between, chosen, _ = products
-    normalised = between / (n_chosen * n_rejected) - chosen / n_chosen**2
-    return Ches(plain=between - chosen, normalised=normalised)

@@ -171,7 +171,8 @@ class PairScores:
     def read(cls, path: str | os.PathLike[str], *, settings: Mapping[str, Any] | None = None) -> "PairScores":
         """A table from a .parquet, .csv or .jsonl file: one of ours, or anybody's with the columns of `from_frame`.
 
-        A `pair_id` column must name every pair once; without it they are numbered from 1. settings: what is known about
+        A `pair_id` column must name every pair once; without it they are numbered from 1. Rows are set aside as by
+        `from_frame`. settings: what is known about
         the scores (template, eos, dtype, ...); for a table of ours it adds to those in the file. Raises InputError
         naming file, data row (from 1) and column.
         """
@@ -192,9 +193,10 @@ class PairScores:
 
         Other columns as in `COLUMNS`; or, for `preference` and `n_votes`, `votes_chosen`, `votes_rejected` and perhaps
         `votes_tie`. Left out: reference and explicit scores become NaN, lengths 0, preference 1 by one vote, every pair
-        its own prompt. Rows whose preference is below 1/2 are turned. Columns of other names are kept out and told in
-        `notices`. Raises InputError for missing columns, a preference outside [0, 1], negative votes or lengths, or
-        what is no number.
+        its own prompt. Rows whose preference is below 1/2 are turned. A row with a preference outside [0, 1] or votes
+        that count nothing is set aside (votes_invalid; missing_field where the cell is empty). Columns of other names
+        are kept out and told in `notices`. Raises InputError for missing columns, negative lengths, or what is no
+        number elsewhere.
         """
         return cls._completed(frame, "pair table", dict(settings or {}))
 
@@ -204,10 +206,10 @@ class PairScores:
     ) -> "PairScores":
         from .pair_table_checks import completed
 
-        table, ignored = completed(frame, source, own_ids=own_ids)
+        table, ignored, aside = completed(frame, source, own_ids=own_ids)
         if ignored:
             settings = settings | {"ignored_columns": list(ignored)}
-        return cls.assemble(table, invalid=(), settings=settings, counts={})
+        return cls.assemble(table, invalid=aside, settings=settings, counts={})
 
     def with_reference(self, reference: "PairScores", *, max_invalid: float = 0.05) -> "PairScores":
         """This table with the policy columns of another one as its reference, joined by `pair_id`, in this order.

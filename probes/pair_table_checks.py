@@ -1,6 +1,11 @@
-"""Do the columns of somebody's pair table hold what they should? Checked, filled up and turned, or refused by row."""
+"""Do the columns of somebody's pair table hold what they should? Checked, filled up and turned, or refused by row.
 
+What one row alone gets wrong, its preference or votes, sets that row aside as in a file of pairs.
+"""
+
+import math
 import reprlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,19 +13,25 @@ import pandas as pd
 from jaxtyping import Bool, Float64
 
 from ..errors import InputError
-from .pair_table import COLUMNS, PAIRED
+from .pair_rows import Invalid, PairShape, RowError, judgement, number_in
+from .pair_table import COLUMNS, PAIRED, PairScores
 
 WANTED = ("policy_chosen", "policy_rejected")
 VOTES = ("votes_chosen", "votes_rejected", "votes_tie")
-_LEAST = dict.fromkeys(("n_votes", "n_chosen", "n_rejected", "n_prompt"), 0)
+JUDGED = ("preference", "n_votes")  # made anew from what the row says of them
+_LEAST = dict.fromkeys(("n_chosen", "n_rejected", "n_prompt"), 0)
 _LEAST |= dict.fromkeys(("response_chosen", "response_rejected", "n_responses"), -1)
 _TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
-def completed(frame: pd.DataFrame, source: str, *, own_ids: bool = False) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """All columns of a pair table, each pair turned so that its preference is at least 1/2, and the columns not used.
+def completed(
+    frame: pd.DataFrame, source: str, *, own_ids: bool = False
+) -> tuple[pd.DataFrame, tuple[str, ...], tuple[Invalid, ...]]:
+    """All columns of a pair table, each pair turned so that its preference is at least 1/2; unused columns; rows lost.
 
-    own_ids: a `pair_id` column must name every row, and no two alike. Raises InputError naming source, row, column.
+    Rows whose preference or votes say nothing are set aside (missing_field, votes_invalid); `row` numbers the others as
+    they stood, from 1. own_ids: a `pair_id` column must name every row, and no two alike. Raises InputError naming
+    source, row, column.
     """
     _require_columns([*map(str, frame.columns)], source)
     given = frame.reset_index(drop=True).drop(columns="row", errors="ignore")  # assemble's name for the row in its file
@@ -32,19 +43,42 @@ def completed(frame: pd.DataFrame, source: str, *, own_ids: bool = False) -> tup
             table[name] = [None if value == "" else value for value in table[name].astype(object)]
         elif dtype == "bool":
             table[name] = _truths(table[name], name, source)
-        elif name in names:
+        elif name in names and name not in JUDGED:
             table[name] = _column(given[name], name, source, dtype)
     if {*VOTES[:2]} <= names:
-        table["preference"], table["n_votes"] = _from_votes(given, source)
-        used = (used - {"preference", "n_votes"}) | ({*VOTES} & names)
-    elif "preference" in names and "n_votes" not in names:
-        table["n_votes"] = 0.0
-    _require_shares(table["preference"], source)
+        used = (used - {*JUDGED}) | ({*VOTES} & names)
+    table[[*JUDGED]], aside = _judged(given, table["pair_id"])
     if own_ids and "pair_id" in names:
         _require_ids(given["pair_id"], source)
     if "prompt_id" not in names:
         table["prompt_id"] = table["pair_id"]
-    return _turned(table), tuple(name for name in map(str, frame.columns) if name not in used)
+    table["row"] = np.arange(1, len(table) + 1)
+    kept = ~table["row"].isin([row.row for row in aside])
+    unused = tuple(name for name in map(str, frame.columns) if name not in used)
+    return _turned(table[kept].reset_index(drop=True)), unused, aside
+
+
+def require_rows(scores: PairScores, source: str, max_invalid: float) -> None:
+    """Stop where more of a table than `max_invalid` was set aside, or nothing is left.
+
+    Raises InputError with the counts by reason and the first row of each, and for a share outside [0, 1].
+    """
+    if not 0 <= max_invalid <= 1:
+        raise InputError(f"--max-invalid {max_invalid}: a share between 0 and 1 is expected")
+    aside, everything = len(scores.invalid), len(scores.invalid) + len(scores)
+    reasons = ", ".join(f"{n} {reason}" for reason, n in scores.invalid_counts.items())
+    if not len(scores):
+        raise InputError(f"{source}: no pair is left in this table; rows set aside: {reasons}")
+    if aside > max_invalid * everything:
+        firsts = {row.reason: row for row in reversed(scores.invalid)}
+        shown = "; ".join(
+            f"row {row.row}{f' ({row.name})' if row.name else ''}: {row.reason}, {row.detail}"
+            for row in sorted(firsts.values(), key=lambda row: row.row)
+        )
+        raise InputError(
+            f"{source}: {aside} of {everything} rows cannot be used, more than --max-invalid {max_invalid:g}: "
+            f"{reasons} (first: {shown}). Mend the table, or raise --max-invalid"
+        )
 
 
 def filled(frame: pd.DataFrame) -> pd.DataFrame:
@@ -121,28 +155,42 @@ def _truths(column: pd.Series, name: str, source: str) -> Bool[np.ndarray, "N"]:
     return values
 
 
-def _from_votes(table: pd.DataFrame, source: str) -> tuple[Float64[np.ndarray, "N"], Float64[np.ndarray, "N"]]:
-    """Share of votes for chosen, a tie counted half, and the number of votes."""
-    votes = np.zeros((3, len(table)))
-    for k, name in enumerate(VOTES):
-        if name in table:
-            votes[k] = _numbers(table[name], name, source)
-            if name == "votes_tie":
-                votes[k] = np.nan_to_num(votes[k], nan=0.0)
-            _refuse(~(np.isfinite(votes[k]) & (votes[k] >= 0)), votes[k], name, source, "votes are at least 0")
-    total = votes.sum(axis=0)
-    if (total == 0).any():
-        raise InputError(f"{source}, row {int(np.flatnonzero(total == 0)[0]) + 1}: no votes (`votes_chosen` 0, ...)")
-    return (votes[0] + votes[2] / 2) / total, total
+def _judged(table: pd.DataFrame, names: pd.Series) -> tuple[Float64[np.ndarray, "N 2"], tuple[Invalid, ...]]:
+    """Share of votes for chosen (a tie counted half) and votes of every row, NaN where it says neither; those rows.
+
+    Votes rule over a preference. A preference alone is a judge's, of no votes; a row without either is a label, 1 vote.
+    """
+    kind = "votes" if {*VOTES[:2]} <= {*table} else "preference" if "preference" in table else "order"
+    shape = PairShape("chosen", "rejected", has_prompt=False, judged=kind)
+    found = np.full((len(table), 2), np.nan)
+    aside = []
+    given = [name for name in (*VOTES, *JUDGED) if name in table]
+    for i, cells in enumerate(zip(*(table[name].astype(object) for name in given), strict=True) if given else ()):
+        row = {name: _cell(value) for name, value in zip(given, cells, strict=True)}
+        try:
+            found[i] = _share_and_votes(row, shape)
+        except RowError as error:
+            name = "" if pd.isna(names[i]) else str(names[i])
+            aside.append(Invalid(row=i + 1, reason=error.reason, detail=error.detail, name=name))
+    return (found if given else np.ones_like(found)), tuple(aside)
 
 
-def _require_shares(preference: pd.Series, source: str) -> None:
-    values = preference.to_numpy(dtype=np.float64)
-    outside = ~((values >= 0) & (values <= 1))
-    if outside.any():
-        row = int(np.flatnonzero(outside)[0])
-        found = "is missing" if np.isnan(values[row]) else f"{values[row]} is outside [0, 1]"
-        raise InputError(f"{source}, row {row + 1}: preference {found}; it is P(chosen preferred), in [0, 1]")
+def _share_and_votes(row: Mapping[str, Any], shape: PairShape) -> tuple[float, float]:
+    votes, share = judgement(row, shape)
+    if votes is not None:
+        return (votes[0] + votes[2] / 2) / sum(votes), sum(votes)
+    n_votes = 1.0 if share is None else 0.0
+    if "n_votes" in row:
+        n_votes = number_in(row, "n_votes", required=True)
+        if n_votes < 0:
+            raise RowError("votes_invalid", f"`n_votes` is {n_votes:g}, a negative count")
+    return (1.0 if share is None else share), n_votes
+
+
+def _cell(value: Any) -> Any:
+    """A cell as Python's own type, None where it is empty."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if value is pd.NA or (isinstance(value, float) and math.isnan(value)) else value
 
 
 def _require_ids(ids: pd.Series, source: str) -> None:

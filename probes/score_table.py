@@ -10,6 +10,7 @@ from .encoding import TextPolicy
 from .explicit_scores import RewardFunction
 from .inputs import PairFile, check_invalid, read_pairs
 from .pair_table import PairScores
+from .pair_table_checks import require_rows
 from .pair_table_files import table_suffix
 from .policy import is_adapter, load_judge, load_policy_and_reference
 from .rendering import template_file_hash
@@ -72,16 +73,22 @@ def join_tables(
 ) -> PairScores:
     """The policy's table with the reference and explicit scores of two others, written to `out`.
 
-    Raises InputError where `out` exists (unless overwrite), and for tables that do not belong together: see
-    `PairScores.with_reference` and `with_explicit`.
+    Raises InputError where `out` exists (unless overwrite), for a table that lost more of its rows than the share
+    max_invalid, and for tables that do not belong together: see `PairScores.with_reference` and `with_explicit`.
     """
     place = _free(out, overwrite, policy, reference, explicit)
-    scores = PairScores.read(policy)
+    scores = _read(policy, max_invalid)
     if reference is not None:
-        scores = scores.with_reference(PairScores.read(reference), max_invalid=max_invalid)
+        scores = scores.with_reference(_read(reference, max_invalid), max_invalid=max_invalid)
     if explicit is not None:
-        scores = scores.with_explicit(PairScores.read(explicit), max_invalid=max_invalid)
+        scores = scores.with_explicit(_read(explicit, max_invalid), max_invalid=max_invalid)
     scores.save(place)
+    return scores
+
+
+def _read(table: Named, max_invalid: float) -> PairScores:
+    scores = PairScores.read(table)
+    require_rows(scores, str(table), max_invalid)
     return scores
 
 

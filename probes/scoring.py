@@ -129,7 +129,7 @@ def score_pairs(
     states_from = [*by_role][-1] if states else None  # displacement risk is a property of what training starts from
     if states_from is not None:
         ches = pair_states(by_role[states_from], sequences, share_prefix=ways[states_from].shared, **options)
-        frame["ches"], frame["ches_normalised"] = [x.plain for x in ches], [x.normalised for x in ches]
+        frame["ches"], frame["ches_normalised"] = ches.value, ches.normalised
     frame["prompt_id"] = prompt_ids(encoded) if cluster == "prompt" else _response_clusters(encoded)
     counts = {
         "truncated": sum(pair.truncated for pair in encoded),

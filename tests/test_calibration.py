@@ -446,7 +446,15 @@ def test_an_over_confident_scorer_falls_outside():
     m = rng.normal(0, 1.5, 1000)
     found = calibration(4 * m, (rng.random(1000) < expit(m)).astype(float))
     assert found.ece > 3 * found.expected_ece_p95
-    assert "a calibrated scorer would show" in found.summary()
+    most = f"{found.expected_ece_p95:.3f}"
+    assert "more than chance: a calibrated scorer would show" in found.summary()
+    assert found.summary().endswith(f"in 95 % of draws at most {most}.")
+
+
+def test_a_calibrated_scorer_is_not_said_to_miss():
+    found = calibration(np.tile([LN3, LN3, LN3, -LN3], 10))
+    assert (found.ece, found.expected_ece_p95 > 0) == (0.0, True)
+    assert "which may be chance: a calibrated scorer would show" in found.summary()
 
 
 def test_the_seed_alone_decides_the_draws():

@@ -11,6 +11,7 @@ from alignscope.diagnose.companions import companion_sections
 from alignscope.diagnose.ranking import residualised_accuracy
 from alignscope.diagnose.ranking_breakdowns import quadrant_columns
 from alignscope.diagnose.report import Manifest, Report
+from alignscope.diagnose.statistics import wilson
 
 MANIFEST = Manifest(
     command="", models={}, data={}, settings={}, packages={}, device="cpu", dtype="", seed=0, wall_seconds=0.0
@@ -219,6 +220,59 @@ def test_ipo_within_its_threshold_is_right_and_may_be_out_of_reach():
     ipo = variants.set_index("objective").loc["ipo"]
     assert (ipo.share_within, ipo.share_ranked_right) == (0.4, 0.6)  # h = 5 overshoots: right, and not within
     assert (ipo.mismatches, ipo.unreachable) == (0, 1)
+
+
+def ends(variants: pd.DataFrame, objective: str, name: str) -> tuple[float, float, float]:
+    row = variants.set_index("objective").loc[objective]
+    return row[name], row[f"{name}_low"], row[f"{name}_high"]
+
+
+def test_variants_share_the_resamples_of_the_headline_numbers():
+    """A pair is ranked right there where h >= 0, and within its threshold exactly where it is ranked right."""
+    ranking = both(mixed(), ties="ge", seed=5)[2]
+    variants, headline = ranking.tables["variants"], ranking.estimates
+    accuracy = headline["accuracy"]
+    for name in ("dpo", "dpo_gamma_0", "dpo_gamma_0.5", "dpo_gamma_2"):
+        for share in ("share_within", "share_ranked_right"):
+            assert ends(variants, name, share) == (accuracy.value, accuracy.low, accuracy.high)
+    assert ends(variants, "ipo", "share_ranked_right") == (accuracy.value, accuracy.low, accuracy.high)
+    loss = headline["dpo_loss"]
+    assert ends(variants, "dpo", "mean_loss") == pytest.approx((loss.value, loss.low, loss.high))
+
+
+def test_of_variants_only_shares_of_0_and_1_have_wilsons_interval():
+    """Margin 10 ln 2 over a reference margin of 0 at beta .1: whatever gamma, every DPO loss is ln 1.5."""
+    variants = both(frame([10 * np.log(2)] * 30, np.zeros(30)))[2].tables["variants"]
+    for name in ("dpo", "dpo_gamma_0", "dpo_gamma_2"):
+        assert ends(variants, name, "share_within") == (1.0, *wilson(30.0, 30))
+        assert ends(variants, name, "mean_loss") == pytest.approx((np.log(1.5),) * 3)
+    ones = both(frame([5.0] * 30, np.full(30, 1.0)), beta=0.1)[2].tables["variants"]
+    assert ends(ones, "ipo", "mean_loss") == (1.0, 1.0, 1.0)  # (5 - 1 - 5)^2: a loss of 1 is no share of 1
+
+
+@pytest.mark.parametrize(("n_prompts", "known"), [(19, False), (20, True)])
+def test_under_20_prompts_variants_have_values_alone(n_prompts, known):
+    table = judged(mixed()).reset_index(drop=True)
+    table["prompt_id"] = [f"p{i % n_prompts}" for i in range(len(table))]
+    variants = both(table)[2].tables["variants"]
+    bounds = [name for name in variants if name.endswith(("_low", "_high"))]
+    assert len(bounds) == 6
+    assert variants[bounds].notna().all(axis=None) == known
+    assert variants[bounds].isna().all(axis=None) != known
+    assert variants[["mean_loss", "share_within", "share_ranked_right"]].notna().all(axis=None)
+
+
+def test_every_row_twice_leaves_the_intervals_of_variants_and_strata():
+    """T18."""
+    one, two = (both(table)[2].tables for table in (mixed(), pd.concat([mixed()] * 2, ignore_index=True)))
+    for name in ("variants", "length"):
+        bounds = [column for column in one[name] if column.endswith(("_low", "_high"))]
+        np.testing.assert_allclose(one[name][bounds], two[name][bounds])
+
+
+def test_without_a_reference_there_are_no_variants_but_their_columns():
+    variants = both(frame([1.0, -1.0] * 15))[2].tables["variants"]
+    assert (len(variants), variants.columns[2:5].tolist()) == (0, ["mean_loss", "mean_loss_low", "mean_loss_high"])
 
 
 @pytest.mark.parametrize(("share", "fires"), [(None, False), (0.0, False), (0.01, False), (0.0101, True), (1.0, True)])

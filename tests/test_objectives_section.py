@@ -9,6 +9,7 @@ from alignscope import PairScores
 from alignscope.diagnose.gates import Gate
 from alignscope.diagnose.objectives import objective_table, reward_trainer_metrics, trl_metrics
 from alignscope.diagnose.objectives_section import TRL, objectives_section
+from alignscope.diagnose.ranking_table import clusters_of
 from alignscope.diagnose.report import Manifest, Report, SectionResult
 from alignscope.diagnose.statistics import cluster_bootstrap
 
@@ -81,8 +82,18 @@ def test_mean_losses_are_those_of_the_objective_table():
         assert e.value == pytest.approx(row.mean_loss), row.objective
         assert e.n == row.n
         assert e.low < e.value < e.high
-    for name in ("losses", "agreement", "pairs"):
+    for name in ("losses", "pairs"):
         pd.testing.assert_frame_equal(found.tables[name], table.to_frame(name))
+    agreement = table.to_frame("agreement")
+    pd.testing.assert_frame_equal(found.tables["agreement"][agreement.columns], agreement)
+
+
+def test_agreement_has_intervals_over_prompts():
+    found, scores = section(mixed(), seed=3), PairScores.from_frame(mixed())
+    expected = objective_table(scores).with_intervals(clusters_of(scores.frame), bootstrap=100, seed=3)
+    pd.testing.assert_frame_equal(found.tables["agreement"], expected.agreement)
+    assert found.section.summary == expected.summary()
+    assert not expected.agreement["same_sign_low"].isna().any()
 
 
 def test_single_labels_leave_soft_dpo_out_and_say_why():

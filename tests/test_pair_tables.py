@@ -1,6 +1,7 @@
 """Pair tables of others, and tables joined: exact answers, then what must not move them, then every refusal."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import alignscope
 from alignscope import InputError, PairScores, score_pairs
 from alignscope.probes.pair_table_files import METADATA
+from alignscope.probes.score_table import join_tables
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 TEXT = {"template": "none", "eos": "auto", "eos_id": 2, "max_length": 64, "pairs_sha256": "f" * 64, "vocabulary": 9}
@@ -148,6 +150,70 @@ def test_true_and_false_are_read_from_text(tmp_path):
     assert [*read["boundary_shift"]] == [True, False, False]
 
 
+SET_ASIDE = [
+    (table(preference=[0.5, 1.25, 1]), "votes_invalid", r"`preference` is 1\.25, outside \[0, 1\]"),
+    (table(preference=[0.5, -0.25, 1]), "votes_invalid", r"`preference` is -0\.25, outside \[0, 1\]"),
+    (table(preference=[0.5, np.inf, 1]), "votes_invalid", "`preference` is .*inf.*, not a finite number"),
+    (table(preference=["0.5", "most", "1"]), "votes_invalid", "`preference` is 'most', not a finite number"),
+    (table(preference=[0.5, np.nan, 1]), "missing_field", "`preference` is missing"),
+    (table(votes_chosen=[1, -2, 1], votes_rejected=[1, 5, 1]), "votes_invalid", "votes -2, 5, tie 0: .* negative"),
+    (table(votes_chosen=[1, 0, 1], votes_rejected=[1, 0, 1]), "votes_invalid", "votes 0, 0, tie 0: none, "),
+    (table(votes_chosen=[1, 1, 1], votes_rejected=[1] * 3, votes_tie=[0, -1, 1]), "votes_invalid", "tie -1: "),
+    (table(votes_chosen=[1, np.nan, 1], votes_rejected=[1, 0, 1]), "missing_field", "`votes_chosen` is missing"),
+    (table(n_votes=[1, -1, 1], preference=[1.0] * 3), "votes_invalid", "`n_votes` is -1, a negative count"),
+    (table(n_votes=[1, np.nan, 1]), "missing_field", "`n_votes` is missing"),
+]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(("frame", "reason", "detail"), SET_ASIDE)
+def test_a_row_whose_votes_say_nothing_is_set_aside_and_the_others_stay(tmp_path, frame, reason, detail, suffix):
+    found = PairScores.read(written(frame.assign(pair_id=[*"abc"]), tmp_path / f"t{suffix}"))
+    (aside,) = found.invalid
+    assert (aside.row, aside.reason, aside.name) == (2, reason, "b")
+    assert re.search(detail, aside.detail)
+    assert ([*found["pair_id"]], found.counts["scored"], found.invalid_counts) == (["a", "c"], 2, {reason: 1})
+    others = PairScores.from_frame(frame.assign(pair_id=[*"abc"]).drop(index=1))
+    assert found.frame.equals(others.frame)
+
+
+def test_rows_set_aside_for_either_cause_keep_the_numbers_of_their_file():
+    """Votes first: a row is set aside once."""
+    nan = float("nan")
+    frame = table(6, policy_chosen=[-1, nan, nan, -1, -1, nan], preference=[2, 1, 2, 0.25, -1, 1])
+    found = PairScores.from_frame(frame)
+    assert [(row.row, row.name, row.reason) for row in found.invalid] == [
+        (1, "1", "votes_invalid"),
+        (2, "2", "non_finite_policy"),
+        (3, "3", "votes_invalid"),
+        (5, "5", "votes_invalid"),
+        (6, "6", "non_finite_policy"),
+    ]
+    assert ([*found["pair_id"]], [*found["prompt_id"]], [*found["swapped"]]) == (["4"], ["4"], [True])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.5, -1.0, None]), min_size=1, max_size=12))
+def test_a_table_sets_the_rows_aside_that_a_file_of_pairs_would(preferences):
+    rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b", "preference": p} for i, p in enumerate(preferences)]
+    file = alignscope.read_pairs(rows)
+    found = PairScores.from_frame(table(len(rows), preference=pd.Series(preferences, dtype=float)))
+    assert [(row.row, row.reason, row.detail) for row in found.invalid] == [
+        (row.row, row.reason, row.detail) for row in file.invalid
+    ]
+    assert [*found["swapped"]] == [pair.swapped for pair in file.pairs]
+
+
+def test_what_was_set_aside_is_kept_with_the_table(tmp_path):
+    found = PairScores.from_frame(table(preference=[0.5, 1.25, 1]))
+    assert PairScores.read(found.save(tmp_path / "t.parquet")).invalid == found.invalid
+
+
+def test_a_table_of_which_no_row_is_left_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"t\.csv: nothing is left: row 1, votes_invalid \(`preference` is 2, outside"):
+        PairScores.read(written(table(preference=[2.0] * 3), tmp_path / "t.csv"))
+
+
 REFUSED = [
     (table(policy_chosen=["-1", "minus two", "-3"]), r"row 2: `policy_chosen` is 'minus two', not numeric"),
     (
@@ -156,12 +222,6 @@ REFUSED = [
     ),
     (table(pair_id=["a", None, "c"]), r"row 2: `pair_id` is missing; name every row, or leave the column out"),
     (table(pair_id=["a", "b", "a"]), r"rows 1 and 3: both have the `pair_id` 'a'"),
-    (table(preference=[0.5, 1.25, 1]), r"row 2: preference 1\.25 is outside \[0, 1\]"),
-    (table(preference=[0.5, np.nan, 1]), r"row 2: preference is missing"),
-    (table(votes_chosen=[1, 1, -2], votes_rejected=[1, 1, 1]), r"row 3: `votes_chosen` is -2; votes are at least 0"),
-    (table(votes_chosen=[1, 0, 1], votes_rejected=[1, 0, 1]), r"row 2: no votes"),
-    (table(votes_chosen=[1, np.nan, 1], votes_rejected=[1, 0, 1]), r"row 2: `votes_chosen` is missing"),
-    (table(n_votes=[1, -1, 1], preference=[1.0] * 3), r"row 2: `n_votes` is -1; a number of at least 0"),
     (table(n_chosen=[1, -4, 1], n_rejected=[1] * 3), r"row 2: `n_chosen` is -4; a whole number of at least 0"),
     (table(n_chosen=[1.5, 4, 1], n_rejected=[1] * 3), r"row 1: `n_chosen` is 1\.5; a whole number"),
     (table(n_chosen=[1, np.nan, 1], n_rejected=[1] * 3), r"row 2: `n_chosen` is missing; a whole number"),
@@ -364,6 +424,18 @@ def test_a_table_without_settings_is_compared_by_ids_and_lengths_and_that_is_tol
     unknown = PairScores.from_frame(scored().frame.assign(n_chosen=0, n_rejected=0))
     joined = scored().with_reference(unknown)
     assert any("only pair ids could be compared" in text for text in joined.notices)
+
+
+def test_tables_that_lost_the_same_rows_are_joined_up_to_the_share(tmp_path):
+    """No pair is missing on either side, and yet 3 of 40 rows are."""
+    frame = table(40, pair_id=[f"p{i}" for i in range(40)], preference=[2.0] * 3 + [1.0] * 37)
+    files = [written(frame, tmp_path / f"{name}.csv") for name in ("policy", "reference")]
+    with pytest.raises(InputError, match=r"policy\.csv: 3 of 40 rows cannot be used, more than --max-invalid 0\.05"):
+        join_tables(*files, None, tmp_path / "joined.parquet")
+    assert not (tmp_path / "joined.parquet").exists()
+    join_tables(*files, None, tmp_path / "joined.parquet", max_invalid=0.1)
+    joined = PairScores.read(tmp_path / "joined.parquet")
+    assert (len(joined), joined.invalid_counts, joined.has_reference) == (37, {"votes_invalid": 3}, True)
 
 
 # ---- explicit scores joined

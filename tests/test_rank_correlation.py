@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from alignscope.diagnose.rank_correlation import spearman
+from alignscope.diagnose.rank_correlation import spearman, spearman_matrix
 
 ARANGE = np.arange(30.0)
 OWN = np.arange(30)
@@ -95,3 +95,50 @@ def test_fewer_than_20_clusters_have_no_interval():
     x, y, clusters = sample(60)
     assert np.isnan(spearman(x, y, clusters % 19, draws=20).low[0])
     assert np.isfinite(spearman(x, y, np.arange(60) % 20, draws=20).low[0])
+
+
+# ---- every two of many columns
+
+
+def columns(n: int = 60, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Five columns, some with ties, the last two without numbers in other rows; and clusters."""
+    x, y, clusters = sample(n, seed=seed)
+    rng = np.random.default_rng(seed + 1)
+    found = np.stack([x, y, x * y, rng.normal(size=n) + x, -y], axis=1)
+    found[::7, 3], found[::5, 4], found[0, 2] = np.nan, np.nan, np.inf
+    return found, clusters
+
+
+def test_every_two_columns_have_the_numbers_of_the_two_alone():
+    some, clusters = columns()
+    found = spearman_matrix(some, clusters, draws=40, seed=4)
+    for i in range(5):
+        for j in {*range(5)} - {i}:
+            alone = spearman(some[:, i], some[:, j], clusters, draws=40, seed=4)
+            for name, number in (("rho", alone.mean), ("low", alone.low), ("high", alone.high)):
+                assert getattr(found, name)[i, j] == pytest.approx(number[0], abs=1e-12)
+
+
+def test_the_diagonal_is_left_empty():
+    found = spearman_matrix(*columns(), draws=5)
+    for matrix in (found.rho, found.low, found.high):
+        assert np.isnan(np.diagonal(matrix)).all()
+
+
+def test_columns_of_one_order_agree_fully_in_every_draw():
+    some = np.stack([ARANGE, np.exp(ARANGE / 9), -ARANGE], axis=1)
+    found = spearman_matrix(some, OWN, draws=50)
+    assert [found.rho[0, 1], found.low[0, 1], found.high[0, 1]] == pytest.approx([1.0] * 3, abs=1e-12)
+    assert [found.rho[0, 2], found.low[0, 2], found.high[0, 2]] == pytest.approx([-1.0] * 3, abs=1e-12)
+    assert np.nanmax(np.abs(found.high)) <= 1.0  # not by rounding either
+
+
+def test_a_constant_column_correlates_with_none():
+    found = spearman_matrix(np.stack([ARANGE, np.full(30, 2.0), -ARANGE], axis=1), OWN, draws=20)
+    assert np.isnan(found.rho[1]).all()
+    assert np.isnan(found.low[1]).all()
+    assert np.isfinite([found.rho[0, 2], found.low[0, 2]]).all()
+
+
+def test_one_column_has_no_partner():
+    assert np.isnan(spearman_matrix(ARANGE[:, None], OWN, draws=5).rho).tolist() == [[True]]

@@ -259,6 +259,12 @@ def test_the_title_of_the_calibration_sets_each_error_beside_the_one_expected(fi
     )
 
 
+def test_the_title_says_up_to_what_a_calibrated_reward_misses_by_chance():
+    more = {**estimates(), "ece_implicit_expected_p95": estimates()["ece_implicit"].model_copy(update={"value": 0.05})}
+    shown = title(reward_figures(tables(), more, settings=SETTINGS)["calibration"])
+    assert "0.087 for the implicit reward (if calibrated 0.031, by chance up to 0.050), by 0.062 for" in shown
+
+
 def test_margins_are_in_distribution_pairs_marked_by_who_is_right(figures):
     marks = traces(figures["margins"])
     found = {name: list(zip(trace.x, trace.y, strict=True)) for name, trace in marks.items()}
@@ -336,6 +342,20 @@ def test_agreement_is_a_lower_triangle_and_its_title_the_pair_that_agrees_least(
     assert "Spearman of the losses −0.50" in cells.customdata[1][0]
     assert "Spearman" not in cells.customdata[1][1]  # a loss that is the same on all pairs has no rank correlation
     assert title(figure) == "dpo and orpo agree least: the same view of 0.25 of the pairs"
+
+
+def test_agreement_shows_the_intervals_that_its_table_has():
+    table = agreement(("dpo", "ipo", 8, 0.75, 0.5))["agreement"].assign(
+        same_sign_low=0.625, same_sign_high=0.875, spearman_low=-0.25, spearman_high=0.75
+    )
+    figure = objective_figures({"agreement": table}, {})["agreement"]
+    text = figure.data[0].customdata[0][0]
+    assert "same view on 0.750 [0.625, 0.875] of 8 pairs" in text
+    assert "Spearman of the losses 0.50 [−0.25, 0.75]" in text
+    assert title(figure).endswith("the same view of 0.75 [0.62, 0.88] of the pairs")
+    few = table.assign(same_sign_low=np.nan, same_sign_high=np.nan, spearman_low=np.nan, spearman_high=np.nan)
+    bare = objective_figures({"agreement": few}, {})["agreement"].data[0].customdata[0][0]
+    assert bare == "dpo and ipo<br>same view on 0.750 of 8 pairs<br>Spearman of the losses 0.50"
 
 
 def test_objectives_without_a_pair_in_common_are_no_cell():

@@ -10,6 +10,7 @@ from reward_tables import CREDIT, ID, naive, other, reasons, report, report_of_t
 from scipy.special import expit
 
 from alignscope import InputError, Report
+from alignscope.diagnose.calibration import calibration
 from alignscope.diagnose.report import Manifest
 
 NO_REFERENCE = "no reference model was given"
@@ -99,6 +100,24 @@ def test_brier_score_and_excess_nll_are_those_of_single_votes():
     assert estimates["brier_explicit"].value == pytest.approx(0.17875)
     assert estimates["excess_nll_explicit"].value == pytest.approx(0.0, abs=1e-12)
     assert estimates["ece_explicit"].n == 4
+
+
+def test_beside_the_ece_stands_what_a_calibrated_scorer_shows_by_chance():
+    """Margins of ln 3 claim .75, and 30 of 40 single votes agree; half of all votes would be off by a quarter."""
+    explicit, halves = (np.log(3) * np.where(np.arange(40) % n == 0, -1.0, 1.0) for n in (4, 2))
+    fine, off = (report(table(np.ones(40), margins)).estimates for margins in (explicit, halves))
+    own = calibration(explicit)
+    for name, expected in (("", own.ece), ("_expected", own.expected_ece), ("_expected_p95", own.expected_ece_p95)):
+        number = fine[f"ece_explicit{name}"]
+        assert (number.value, number.n, number.n_clusters, number.unit) == (pytest.approx(expected), 40, 40, "share")
+    most = fine["ece_explicit_expected_p95"].value
+    assert fine["ece_explicit"].value == pytest.approx(0, abs=1e-12)
+    assert off["ece_explicit"].value == pytest.approx(0.25)
+    assert off["ece_explicit_expected_p95"].value == most  # of the same margins, whatever the votes say
+    assert 0 < most < 0.25
+    within = f"{most:.3f}, which 95 % of calibrated scorers stay within"
+    assert fine["ece_explicit"].method.endswith(f"; not above {within}")
+    assert off["ece_explicit"].method.endswith(f"; above {within}: more than chance")
 
 
 def test_calibration_sees_beta_times_the_implicit_margin():

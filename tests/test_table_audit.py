@@ -210,3 +210,27 @@ def test_a_table_that_lost_more_than_its_share_is_refused_with_the_reasons():
         audit_tables(scores, settings=FEW)
     report = audit_tables(scores, settings=FEW, max_invalid=0.1)
     assert any("10 rows were set aside: 10 non_finite_reference" in text for text in report.section("ranking").warnings)
+
+
+def test_bad_preferences_count_against_the_share_and_are_listed(tmp_path):
+    table = mixed()
+    table.loc[[3, 7], "preference"] = [1.25, -1.0]
+    table.loc[9, "preference"] = np.nan
+    file = tmp_path / "theirs.csv"
+    table.to_csv(file, index=False)
+    with pytest.raises(
+        InputError, match=r"3 of 120 rows cannot be used, .*2 votes_invalid, 1 missing_field \(first: row"
+    ):
+        audit_tables(file, settings=FEW, max_invalid=0.02)
+    report = audit_tables(file, settings=FEW)
+    facts = report.manifest.data["scores"]
+    assert (facts["scored"], facts["set_aside"]) == (117, {"votes_invalid": 2, "missing_field": 1})
+    assert report.to_frame("ranking.set_aside").row.tolist() == [4, 8, 10]
+    rest = ranking_report(PairScores.from_frame(table.drop(index=[3, 7, 9])), bootstrap=50)
+    assert report.section("ranking").estimates == rest.estimates
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(InputError, match=r"--max-invalid .*: a share between 0 and 1"):
+        audited(max_invalid=share)
