@@ -158,7 +158,7 @@ def _idealized(
         null_line(figure, float(beta), horizontal=False)
         figure.add_annotation(
             x=np.log10(beta), y=1, yref="paper", yanchor="top", xanchor="left", showarrow=False, font={"color": MUTED},
-            text=f" β = {number(float(beta))} (as given)",
+            text=f" β = {number(float(beta))} ({'as given' if settings.get('beta_given', True) else 'assumed'})",
         )  # fmt: skip
     figure.update_xaxes(type="log")
     return figure

@@ -49,7 +49,7 @@ def audit(
     boundary: str = "refuse",
     over_length: str = "drop",
     max_length: int | None = None,
-    beta: float = 0.1,
+    beta: float | None = None,
     ties: str = "half",
     smoothing: str = "jeffreys",
     assumed_preference: float | None = None,
@@ -79,7 +79,8 @@ def audit(
     only: sections to compute, of ("ranking", "rewards", "spinal"); None computes all that the inputs allow. "ranking"
         brings length and displacement with it, "rewards" the objectives.
     out: run directory. Finished shards are kept there; the same call continues a killed run, others are refused.
-    beta: the DPO beta of the policy's training, for the idealised accuracy and the implicit reward.
+    beta: the DPO beta of the policy's training, for the idealised accuracy and the implicit reward. None: TRL's
+        default, .1, is assumed, and the sections that depend on it say so.
     same_training: policy and reward model share base, training pairs and template; else the report says "confounded".
     shifts: name -> "prompt shift" or "response shift", see reward_report.
     share_prefix, states, mismatched: see score_pairs; states gives CHES, mismatched KTO's reference point.
@@ -87,10 +88,19 @@ def audit(
     Raises InputError for a model, file or setting that cannot be used; bad rows are set aside and counted, up to the
     share `max_invalid`.
     """
-    sections = _sections(only, reference, reward, shifted or {})
+    sections = wanted_sections(only, reference, reward, shifted or {})
     require_shifts(shifts or {}, shifted or {})
     text = TextPolicy(template, eos, boundary, max_length, over_length)
-    _require_settings(text, (beta, ties, smoothing, assumed_preference), terminal)
+    preferences = PreferenceSettings(
+        beta=beta,
+        ties=ties,
+        smoothing=smoothing,
+        assumed_preference=assumed_preference,
+        same_training=same_training,
+        shifts=shifts,
+        seed=seed,
+    )
+    _require_settings(text, preferences, terminal)
     require_at_least(max_tokens=(max_tokens, 1), batch_tokens=(batch_tokens, 1))
     if callable(reward) and not hasattr(reward, "rewards") and out is not None:
         raise InputError(
@@ -125,7 +135,8 @@ def audit(
         "boundary": boundary,
         "over_length": over_length,
         "max_length": max_length,
-        "beta": beta,
+        "beta": preferences.training_beta,
+        "beta_given": preferences.beta_given,
         "ties": ties,
         "smoothing": smoothing,
         "assumed_preference": assumed_preference,
@@ -183,15 +194,6 @@ def audit(
         data[name] |= _scored(scores)
         return scores
 
-    preferences = PreferenceSettings(
-        beta=beta,
-        ties=ties,
-        smoothing=smoothing,
-        assumed_preference=assumed_preference,
-        same_training=same_training,
-        shifts=shifts,
-        seed=seed,
-    )
     results: list[SectionResult] = []
     scores = None
     if "ranking" in sections:
@@ -262,15 +264,16 @@ def audit(
     return report
 
 
-def _require_settings(text: TextPolicy, ranking: tuple[float, str, str, float | None], terminal: str) -> None:
+def _require_settings(text: TextPolicy, ranking: PreferenceSettings, terminal: str) -> None:
     """Refuse what can be seen to be wrong before a file is read: a bad value must not cost an hour, or a run folder."""
     template_file_hash(text.template)
-    beta, ties, smoothing, assumed_preference = ranking
-    require_ranking_settings((beta,), 1, ties, smoothing, assumed_preference, 1)
+    require_ranking_settings(
+        (ranking.training_beta,), 1, ranking.ties, ranking.smoothing, ranking.assumed_preference, ranking.bootstrap
+    )
     terminal_window(terminal, 10**6)
 
 
-def _sections(
+def wanted_sections(
     only: Sequence[str] | str | None, reference: object, reward: object, shifted: Collection[str]
 ) -> tuple[str, ...]:
     """The sections to compute: those named, else all that the inputs allow."""
