@@ -11,6 +11,7 @@ from ..errors import InputError
 from .pair_table import COLUMNS, PAIRED
 
 WANTED = ("policy_chosen", "policy_rejected")
+JOIN_NOTICES = "join_notices"  # column of a plain table: what its joins could not compare
 VOTES = ("votes_chosen", "votes_rejected", "votes_tie")
 _LEAST = dict.fromkeys(("n_votes", "n_chosen", "n_rejected", "n_prompt"), 0)
 _LEAST |= dict.fromkeys(("response_chosen", "response_rejected", "n_responses"), -1)
@@ -44,7 +45,12 @@ def completed(frame: pd.DataFrame, source: str, *, own_ids: bool = False) -> tup
         _require_ids(given["pair_id"], source)
     if "prompt_id" not in names:
         table["prompt_id"] = table["pair_id"]
-    return _turned(table), tuple(name for name in map(str, frame.columns) if name not in used)
+    return _turned(table), tuple(name for name in map(str, frame.columns) if name not in {*used, JOIN_NOTICES})
+
+
+def said_of_joins(frame: pd.DataFrame) -> list[str]:
+    """What a plain table says of the joins it is from: the different texts of its column `join_notices`."""
+    return list(dict.fromkeys(text for text in frame.get(JOIN_NOTICES, []) if isinstance(text, str) and text))
 
 
 def filled(frame: pd.DataFrame) -> pd.DataFrame:
