@@ -44,7 +44,10 @@ def audit(
     only: Annotated[
         str | None, typer.Option(help="Comma-separated sections: ranking, rewards, spinal. Default: all.")
     ] = None,
-    beta: Annotated[float, typer.Option(help="Beta of the policy's DPO training.")] = 0.1,
+    beta: Annotated[
+        float | None,
+        typer.Option(help="Beta of the policy's DPO training; TRL's default, 0.1, is assumed where it is left out."),
+    ] = None,
     ties: Annotated[str, typer.Option(help="Credit of a tie: half, strict (0) or ge (1).")] = "half",
     smoothing: Annotated[str, typer.Option(help="Preference from votes: jeffreys, laplace or clip.")] = "jeffreys",
     assumed_preference: Annotated[
@@ -106,18 +109,19 @@ def audit(
     With controls:  alignscope audit ... --only spinal --controls --control shuffled=dpo_shuffled/
     A gate in CI:   alignscope audit ... --only ranking --fail-if 'ranking.reward_accuracy.low<0.5'
     """
-    from ..diagnose.gates import Gate, require_sections
+    from ..diagnose.gates import Gate, require_estimates
 
     gates = [Gate.parse(text) for text in fail_if or []]
-    require_sections(gates, SECTIONS)
     elsewhere = named(shifted or [], "--shifted", "maths=maths.jsonl")
     kinds = named(shift_kind or [], "--shift-kind", "french=response")
     shifts = {name: kind if " " in kind else f"{kind} shift" for name, kind in kinds.items()}
 
     from ..cache import cache_folder
+    from ..diagnose import table_audit
     from ..diagnose.audit import audit as run_audit
+    from ..diagnose.audit import wanted_sections
+    from ..diagnose.estimate_names import audit_estimate_names
     from ..diagnose.preference_sections import PreferenceSettings
-    from ..diagnose.table_audit import audit_tables
     from ..errors import InputError
     from .finish import command_line, finish
     from .progress import progress_bar
@@ -134,7 +138,8 @@ def audit(
             shifts=shifts,
             seed=seed,
         )
-        report = audit_tables(
+        require_estimates(gates, audit_estimate_names(table_audit.wanted_sections(only), elsewhere))
+        report = table_audit.audit_tables(
             scores,
             shifted=elsewhere,
             only=only,
@@ -148,6 +153,8 @@ def audit(
     if policy is None or pairs is None:
         missing = " and ".join(name for name, value in (("--policy", policy), ("--pairs", pairs)) if value is None)
         raise InputError(f"{missing} missing: name a checkpoint and its pairs, or a pair table with --scores")
+    wanted = wanted_sections(only, reference, reward, elsewhere)
+    require_estimates(gates, audit_estimate_names(wanted, elsewhere))
     with progress_bar(quiet) as progress:
         report = run_audit(
             policy,
@@ -190,7 +197,6 @@ def audit(
     finish(report, out, gates, as_json=as_json, quiet=quiet)
 
 
-SECTIONS = ("ranking", "length", "displacement", "rewards", "objectives", "spinal")  # of a report
 # options that say how models are opened or read: they mean nothing beside a finished table
 OF_MODELS = (
     "policy", "pairs", "reference", "base", "reward", "prompts", "share_prefix", "ches", "mismatched", "terminal",

@@ -35,14 +35,16 @@ def trace(
 
     Example: alignscope trace my-model/ --prompts prompts.jsonl --out runs/trace
     """
-    from ..diagnose.gates import Gate
+    from ..diagnose.gates import Gate, require_estimates
 
     gates = [Gate.parse(text) for text in fail_if or []]
 
+    from ..diagnose.spinal_estimates import TRACE_NAMES
     from ..diagnose.trace_run import trace_run
     from .finish import command_line, finish
     from .progress import progress_bar
 
+    require_estimates(gates, {"spinal_trace": TRACE_NAMES})
     with progress_bar(quiet) as progress:
         report = trace_run(
             checkpoint,
@@ -80,13 +82,15 @@ def doctor(
     One model:      alignscope doctor my-model/
     A gate in CI:   alignscope doctor my-model/ --fail-if 'doctor.batch>5e-6'
     """
-    from ..diagnose.gates import Gate
+    from ..diagnose.gates import Gate, require_estimates
 
     gates = [Gate.parse(text) for text in fail_if or []]
 
+    from ..diagnose.doctor import NAMES
     from ..diagnose.doctor_run import doctor_run
     from .finish import command_line, report_gates
 
+    require_estimates(gates, {"doctor": NAMES})
     report = doctor_run(
         checkpoint, reference, base=base, prompts=prompts, dtype=dtype, device=device, command=command_line()
     )

@@ -3,41 +3,88 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import Console
+    from rich.table import Table
 
     from ..diagnose.report import Estimate, Report
 
 _STYLE = {"alarm": "bold red", "notice": "yellow", "info": "cyan"}
-_WIDE = 100  # columns from which a table shows unit and method
+_LABEL = 28  # columns that the label of a number needs; without them a table leaves labels out
+_INTERVAL = "95 % interval"
+_VALUE = 13  # columns of a value with a short unit; a longer unit goes on
 
 
 def print_report(report: "Report", console: "Console") -> None:
     """Title, findings worst first, then a table of estimates a section."""
     from rich.markup import escape
-    from rich.table import Table
 
     console.print(f"[bold]{escape(report.title)}[/bold]\n{escape(report.question)}\n")
     for finding in report.findings:
-        console.print(f"[{_STYLE[finding.severity]}]{finding.severity:>6}[/]  {escape(finding.sentence)}")
+        _print_beside(console, f"[{_STYLE[finding.severity]}]{finding.severity:>6}[/]", finding.sentence)
         if finding.next_step:
-            console.print(f"        -> {escape(finding.next_step)}")
+            _print_beside(console, f"{'->':>6}", finding.next_step)
     for section in report.sections:
         console.print(f"\n[bold]{escape(section.title)}[/bold]  {escape(section.question)}")
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        table.add_column("estimate", no_wrap=True)
-        table.add_column("value", justify="right")
-        table.add_column("95 % interval")
-        table.add_column("n", justify="right")
-        if console.width >= _WIDE:
-            table.add_column("what it is", style="dim")
-        for name, estimate in section.estimates.items():
-            cells = [name, *_cells(estimate)]
-            table.add_row(*(escape(c) for c in ([*cells, estimate.label] if console.width >= _WIDE else cells)))
-        console.print(table)
+        if section.estimates:
+            console.print(_table(section.estimates, console.width))
+        for what, names in _absent(section.estimates).items():
+            _print_beside(console, f"[dim]{what[0]}[/dim]", f"{', '.join(names)}: {what[1]}", style="dim")
         for warning in section.warnings:
-            console.print(f"[yellow]warning[/]  {escape(warning)}")
+            _print_beside(console, "[yellow]warning[/]", warning)
         if section.cost:
             console.print(f"[dim]{section.cost.seconds:.0f} s, peak {section.cost.peak_memory_mb:.0f} MB[/dim]")
+
+
+def _print_beside(console: "Console", mark: str, text: str, *, style: str = "") -> None:
+    """Text in a column of its own, so that its further lines do not run under the mark (which is markup)."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(style=style, overflow="fold")
+    grid.add_row(mark, escape(text))
+    console.print(grid)
+
+
+def _table(estimates: "Mapping[str, Estimate]", width: int) -> "Table":
+    """A row an estimate. Names, intervals and n are never cut; a long unit goes on under its number."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    cells = {name: _cells(estimate) for name, estimate in estimates.items()}
+    names = max(map(len, cells))
+    intervals, counts = (max(len(row[k]) for row in cells.values()) for k in (1, 2))
+    room = width - max(intervals, len(_INTERVAL)) - counts - 6  # for names and values
+    words = max(5, *(len(word) for row in cells.values() for word in row[0].split()))
+    wide = room - names - max(words, _VALUE) - 2 >= _LABEL
+    words = max(words, _VALUE) if wide else words
+    gap = 2 if names + words <= room else 1
+    room += 3 * (2 - gap)
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, gap, 0, 0))
+    table.add_column("estimate", width=max(10, min(room - words, names)), overflow="fold")
+    table.add_column("value", justify="right", max_width=words if wide else None)
+    table.add_column(_INTERVAL, no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    if wide:
+        table.add_column("what it is", style="dim")
+    for name, row in cells.items():
+        shown = (name, *row, estimates[name].label) if wide else (name, *row)
+        table.add_row(*map(escape, shown))
+    return table
+
+
+def _absent(estimates: "Mapping[str, Estimate]") -> "dict[tuple[str, str], list[str]]":
+    """What is missing and why -> names; said once below the table, not in every row of it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, estimate in estimates.items():
+        no_interval = estimate.level is not None and (estimate.low is None or estimate.high is None)
+        if estimate.value is None or no_interval:
+            what = "no value" if estimate.value is None else "no interval"
+            found.setdefault((what, estimate.reason or ""), []).append(name)
+    return found
 
 
 def print_checks(report: "Report", console: "Console") -> None:
@@ -62,16 +109,14 @@ def print_checks(report: "Report", console: "Console") -> None:
     console.print(f"[bold]{escape(section.title)}[/bold]  {escape(section.summary)}")
     console.print(table)
     for finding in report.findings:
-        console.print(f"[{_STYLE[finding.severity]}]{finding.severity:>6}[/]  {escape(finding.sentence)}")
+        _print_beside(console, f"[{_STYLE[finding.severity]}]{finding.severity:>6}[/]", finding.sentence)
 
 
 def _cells(estimate: "Estimate") -> tuple[str, str, str]:
+    """Value with unit, interval, n with clusters; a dash where there is no value."""
     unit = "" if estimate.unit in ("", "share", "share difference", "p") else f" {estimate.unit}"
     n = str(estimate.n) if estimate.n_clusters is None else f"{estimate.n} ({estimate.n_clusters})"
     if estimate.value is None:
-        return "-", estimate.reason or "", n
-    if estimate.low is None or estimate.high is None:
-        interval = "" if estimate.level is None else (estimate.reason or "")
-    else:
-        interval = f"[{estimate.low:.4g}, {estimate.high:.4g}]"
-    return f"{estimate.value:.4g}{unit}", interval, n
+        return "-", "", n
+    known = estimate.low is not None and estimate.high is not None
+    return f"{estimate.value:.4g}{unit}", f"[{estimate.low:.4g}, {estimate.high:.4g}]" if known else "", n

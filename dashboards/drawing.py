@@ -12,6 +12,8 @@ from ..diagnose.report import Estimate
 
 MAX_POINTS = 4_000  # marks in a scatter; more are slow in a browser and hide each other
 WRAP = 84  # characters of a title line
+TITLE_LINE = 20  # its height, px
+TITLE_PAD = 14  # above the title, px
 
 # Colour on white -> the same colour's stand-in on a dark page (the page swaps them in the figures' JSON).
 PALETTE = {
@@ -80,15 +82,24 @@ def canvas(*, title: str, how: str, x: str, y: str, height: int = 380) -> go.Fig
     figure = go.Figure()
     figure.update_layout(
         template=TEMPLATE,
-        title={"text": "<br>".join(map(safe, lines)), "font": {"size": 15}, "pad": {"t": 14}},
+        title={"text": "<br>".join(map(safe, lines)), "font": {"size": 15}, "pad": {"t": TITLE_PAD}},
         meta={"title": title, "how_to_read": how},
         xaxis_title_text=x,
         yaxis_title_text=y,
-        margin={"l": 56, "r": 18, "t": 52 + 20 * len(lines), "b": 48},
+        margin={"l": 56, "r": 18, "t": 52 + TITLE_LINE * len(lines), "b": 48},
         height=height,
         hovermode="closest",
     )
     return figure
+
+
+def without_title(figure: go.Figure) -> go.Figure:
+    """The same marks at the same size under no title: for a page, whose own headings wrap at any width."""
+    bare = go.Figure(figure)
+    room = TITLE_PAD + TITLE_LINE * (str(bare.layout.title.text).count("<br>") + 1)
+    bare.update_layout(margin_t=max(bare.layout.margin.t - room, 8), height=bare.layout.height - room)
+    bare.layout.title = None
+    return bare
 
 
 def safe(text: object) -> str:

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..diagnose.report import Estimate, Finding, Report, Section
-from .drawing import PALETTE
+from .drawing import PALETTE, without_title
 from .figures import report_figures
 from .wording import PLAIN_UNITS, REASONS, duration, interval_text, number, size, value_text
 
@@ -122,7 +122,9 @@ def render_page(report: Report) -> str:
         style=Markup(_file("page.css")),
         script=Markup(_file("page.js")),
         plotly=Markup(_plotly()),
-        figures=_embedded({_anchor("figure", name): json.loads(str(f.to_json())) for name, f in figures.items()}),
+        figures=_embedded(
+            {_anchor("figure", name): json.loads(str(without_title(f).to_json())) for name, f in figures.items()}
+        ),
         palette=_embedded(PALETTE),
         browsed=_embedded({t.anchor: t.browsed for view in sections for t in view.tables if t.browsed is not None}),
     )

@@ -26,6 +26,7 @@ from .drawing import (
     safe,
     table_with,
 )
+from .idealized_figure import idealized_curve
 from .wording import VERDICTS, missing, moved, number, stated, value_text
 
 _BASELINE = Look(MUTED, "dot", "line-ns-open")
@@ -57,7 +58,7 @@ def ranking_figures(
     """
     made = {
         "accuracies": _accuracies(estimates),
-        "idealized": _idealized(tables, estimates, settings or {}),
+        "idealized": idealized_curve(tables, estimates, settings or {}),
         "flips": _flips(tables, estimates),
         "difficulty": _difficulty(tables, estimates),
         "displacement": _displacement(tables, estimates),
@@ -117,94 +118,6 @@ def _accuracies(estimates: Mapping[str, Estimate]) -> go.Figure | None:
     figure.update_yaxes(autorange="reversed", showline=False, ticks="", gridcolor=GRID)
     figure.update_layout(margin_t=figure.layout.margin.t - 22)
     return figure
-
-
-def _idealized(
-    tables: Mapping[str, pd.DataFrame], estimates: Mapping[str, Estimate], settings: Mapping[str, Any]
-) -> go.Figure | None:
-    table = table_with(tables, "idealized", "beta", "value")
-    if table is None:
-        return None
-    best, policy = stated(estimates.get("idealized_accuracy")), stated(estimates.get("accuracy"))
-    title = "Best attainable ranking accuracy R* against the strength β"
-    if best and policy:
-        title = f"At this β the optimum ranks {best} right; the policy {policy}"
-    figure = canvas(
-        title=title,
-        how="The curve is the ranking accuracy of the policy that preference training would reach at its optimum, "
-        "given this reference and these preferences, for every strength β of the penalty on leaving the reference. To "
-        "the right the penalty wins and the curve falls to the reference's own accuracy. A policy below the curve at "
-        "its β has not reached what the objective allows. Several curves: ways to smooth the votes into a preference; "
-        "where they "
-        "disagree, the answer rests on that choice. " + missing(estimates, ["idealized_accuracy"]),
-        x="β (strength of the penalty, logarithmic)",
-        y="ranking accuracy [share]",
-    )
-    smoothings = table.smoothing.unique() if "smoothing" in table else [None]
-    chosen = settings.get("smoothing")
-    for i, smoothing in enumerate(sorted(smoothings, key=lambda s: s != chosen)):
-        rows = (table if smoothing is None else table[table.smoothing == smoothing]).sort_values("beta")
-        _step_curve(
-            figure, rows, "optimum R*" if smoothing is None else f"optimum R*, {smoothing}", main=i == 0, which=i
-        )
-    span = [float(table.beta.min()), float(table.beta.max())]
-    for name, label, look in (
-        ("accuracy", "policy R", POLICY_LOOK),
-        ("reference_accuracy", "reference R", REFERENCE_LOOK),
-    ):
-        _level(figure, estimates.get(name), label, look, span)
-    beta = settings.get("beta")
-    if isinstance(beta, int | float) and span[0] <= beta <= span[1]:
-        null_line(figure, float(beta), horizontal=False)
-        figure.add_annotation(
-            x=np.log10(beta), y=1, yref="paper", yanchor="top", xanchor="left", showarrow=False, font={"color": MUTED},
-            text=f" β = {number(float(beta))} (as given)",
-        )  # fmt: skip
-    figure.update_xaxes(type="log")
-    return figure
-
-
-def _step_curve(figure: go.Figure, rows: pd.DataFrame, name: str, *, main: bool, which: int) -> None:
-    """R*(beta) is a right-continuous step function: horizontal, then down."""
-    dash = ["solid", "dash", "dot", "dashdot"][which % 4]
-    group = f"optimum{which}"
-    if {"low", "high"} <= set(rows.columns) and rows.low.notna().any():
-        x, band = _stairs_band(rows.dropna(subset=["low", "high"]))
-        figure.add_scatter(
-            x=x, y=band, mode="lines", fill="toself", fillcolor=INK if main else MUTED, line_width=0,
-            opacity=0.16 if main else 0.08, hoverinfo="skip", showlegend=False, legendgroup=group,
-        )  # fmt: skip
-    figure.add_scatter(
-        x=rows.beta.to_numpy(),
-        y=rows["value"].to_numpy(dtype=float),
-        mode="lines",
-        name=safe(name),
-        legendgroup=group,
-        line={"color": INK if main else MUTED, "width": 2.2 if main else 1.6, "shape": "hv", "dash": dash},
-        hovertemplate="β %{x:.3g}<br>R* %{y:.3f}<extra></extra>",
-    )
-
-
-def _stairs_band(rows: pd.DataFrame) -> tuple[list[float], list[float]]:
-    """Outline of the band of a step function: a value holds from its beta to the next."""
-    x = np.repeat(rows.beta.to_numpy(dtype=float), 2)[1:]
-    low, high = (np.repeat(rows[end].to_numpy(dtype=float), 2)[:-1] for end in ("low", "high"))
-    return [*x, *x[::-1]], [*high, *low[::-1]]
-
-
-def _level(figure: go.Figure, e: Estimate | None, label: str, look: Look, span: list[float]) -> None:
-    if e is None or e.value is None:
-        return
-    if e.low is not None and e.high is not None:
-        figure.add_scatter(
-            x=[*span, *span[::-1]], y=[e.high, e.high, e.low, e.low], mode="lines", fill="toself",
-            fillcolor=look.colour, line_width=0, opacity=0.16, hoverinfo="skip", showlegend=False, legendgroup=label,
-        )  # fmt: skip
-    figure.add_scatter(
-        x=span, y=[e.value, e.value], mode="lines", name=label, legendgroup=label,
-        line={"color": look.colour, "dash": look.dash, "width": 2},
-        hovertemplate=f"{label} {safe(stated(e))}<extra></extra>",
-    )  # fmt: skip
 
 
 def _flips(tables: Mapping[str, pd.DataFrame], estimates: Mapping[str, Estimate]) -> go.Figure | None:

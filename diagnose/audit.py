@@ -49,7 +49,7 @@ def audit(
     boundary: str = "refuse",
     over_length: str = "drop",
     max_length: int | None = None,
-    beta: float = 0.1,
+    beta: float | None = None,
     ties: str = "half",
     smoothing: str = "jeffreys",
     assumed_preference: float | None = None,
@@ -82,7 +82,8 @@ def audit(
     only: sections to compute, of ("ranking", "rewards", "spinal"); None computes all that the inputs allow. "ranking"
         brings length and displacement with it, "rewards" the objectives.
     out: run directory. Finished shards are kept there; the same call continues a killed run, others are refused.
-    beta: the DPO beta of the policy's training, for the idealised accuracy and the implicit reward.
+    beta: the DPO beta of the policy's training, for the idealised accuracy and the implicit reward. None: TRL's
+        default, .1, is assumed, and the sections that depend on it say so.
     same_training: policy and reward model share base, training pairs and template; else the report says "confounded".
     shifts: name -> "prompt shift" or "response shift", see reward_report.
     controls, noise_seeds: of SPINAL, see compare_spinal. control_checkpoints: name -> checkpoint trained from the same
@@ -92,7 +93,7 @@ def audit(
     Raises InputError for a model, file or setting that cannot be used; bad rows are set aside and counted, up to the
     share `max_invalid`.
     """
-    sections = _sections(only, reference, reward, shifted or {})
+    sections = wanted_sections(only, reference, reward, shifted or {})
     require_shifts(shifts or {}, shifted or {})
     text = TextPolicy(template, eos, boundary, max_length, over_length)
     spinal = SpinalSettings(
@@ -104,7 +105,16 @@ def audit(
     )
     if control_checkpoints and "spinal" not in sections:
         raise InputError("--control: control checkpoints are read by the section spinal, which is not computed here")
-    _require_settings(text, (beta, ties, smoothing, assumed_preference))
+    preferences = PreferenceSettings(
+        beta=beta,
+        ties=ties,
+        smoothing=smoothing,
+        assumed_preference=assumed_preference,
+        same_training=same_training,
+        shifts=shifts,
+        seed=seed,
+    )
+    _require_settings(text, preferences)
     require_at_least(batch_tokens=(batch_tokens, 1))
     if callable(reward) and not hasattr(reward, "rewards") and out is not None:
         raise InputError(
@@ -141,7 +151,8 @@ def audit(
         "boundary": boundary,
         "over_length": over_length,
         "max_length": max_length,
-        "beta": beta,
+        "beta": preferences.training_beta,
+        "beta_given": preferences.beta_given,
         "ties": ties,
         "smoothing": smoothing,
         "assumed_preference": assumed_preference,
@@ -198,15 +209,6 @@ def audit(
         data[name] |= _scored(scores)
         return scores
 
-    preferences = PreferenceSettings(
-        beta=beta,
-        ties=ties,
-        smoothing=smoothing,
-        assumed_preference=assumed_preference,
-        same_training=same_training,
-        shifts=shifts,
-        seed=seed,
-    )
     results: list[SectionResult] = []
     scores = None
     if "ranking" in sections:
@@ -265,14 +267,15 @@ def audit(
     return report
 
 
-def _require_settings(text: TextPolicy, ranking: tuple[float, str, str, float | None]) -> None:
+def _require_settings(text: TextPolicy, ranking: PreferenceSettings) -> None:
     """Refuse what can be seen to be wrong before a file is read: a bad value must not cost an hour, or a run folder."""
     template_file_hash(text.template)
-    beta, ties, smoothing, assumed_preference = ranking
-    require_ranking_settings((beta,), 1, ties, smoothing, assumed_preference, 1)
+    require_ranking_settings(
+        (ranking.training_beta,), 1, ranking.ties, ranking.smoothing, ranking.assumed_preference, ranking.bootstrap
+    )
 
 
-def _sections(
+def wanted_sections(
     only: Sequence[str] | str | None, reference: object, reward: object, shifted: Collection[str]
 ) -> tuple[str, ...]:
     """The sections to compute: those named, else all that the inputs allow."""

@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from ..probes.pair_table import PairScores
 from .phrases import percent
 from .rank_correlation import spearman
-from .ranking_breakdowns import quadrant_columns
+from .ranking_breakdowns import QUADRANTS, quadrant_columns
 from .ranking_estimates import residualised_estimate
 from .ranking_report import RankingReport
 from .ranking_table import NO_EXPLICIT, NO_LENGTHS, NO_REFERENCE, RankedPairs, rank_pairs
@@ -23,6 +23,10 @@ NO_SAMPLES = "no samples of the reference were given (reference_samples=)"
 _FROM_RANKING = ("shorter_wins", "longer_wins", "accuracy_over_length", "residualised_accuracy",
                  "reward_residualised_accuracy")  # fmt: skip
 _MOVED = ("chosen", "rejected", "chosen_per_token", "rejected_per_token")
+# that the estimates of the sections "length" and "displacement" can have
+LENGTH_NAMES = (*_FROM_RANKING, "explicit_residualised_accuracy", "spearman_margin", "spearman_reward",
+                "spearman_explicit", "spearman_difficulty")  # fmt: skip
+DISPLACEMENT_NAMES = (*_MOVED, "share_chosen_fell", *QUADRANTS, "chosen_absolute", "on_policy", "ches_spearman")
 
 
 def companion_sections(

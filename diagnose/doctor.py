@@ -23,6 +23,12 @@ from .run_directory import peak_memory_mb
 if TYPE_CHECKING:
     from ..probes.subject import Subject
 
+# that the section's estimates can have: those of the checks that are numbers
+NAMES = (
+    *("loading", "anatomy", "repeat", "batch", "right_padding", "row_order", "left_padding", "causality", "speed"),
+    *("precision_of_the_file", "precision_floor", "adapter", "tokenizer_round_trip", "tokenizer_length"),
+    *("length_limit", "distance_to_the_reference", "memory"),
+)
 COLUMNS = ("check", "value", "unit", "threshold", "verdict", "advice")
 
 

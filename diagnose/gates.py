@@ -2,8 +2,9 @@
 
 import operator
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from ..errors import InputError
 from .report import Report
@@ -54,9 +55,21 @@ class Gate:
         return _OPERATORS[self.comparison](number, self.threshold)
 
 
-def require_sections(gates: Sequence[Gate], sections: Collection[str]) -> None:
-    """Every gate names a section that the run can make: said before the work, not after it. Raises InputError."""
+def require_estimates(gates: Sequence[Gate], names: Mapping[str, Collection[str]]) -> None:
+    """Every gate is on an estimate that the run can make: said before the work, not after it.
+
+    names: section -> names of its estimates. Raises InputError that suggests what may have been meant.
+    """
     for gate in gates:
-        section = gate.estimate.partition(".")[0]
-        if section not in sections:
-            raise InputError(f"--fail-if '{gate.text}': no section '{section}'; there are {', '.join(sections)}")
+        section, _, estimate = gate.estimate.partition(".")
+        if section not in names:
+            meant = [f"{close}.{estimate}" for close in get_close_matches(section, names) if estimate in names[close]]
+            problem = f"no section '{section}'; there are {', '.join(names)}"
+        elif estimate not in names[section]:
+            meant = [f"{section}.{close}" for close in get_close_matches(estimate, names[section], cutoff=0.5)]
+            meant += [f"{other}.{estimate}" for other in names if estimate in names[other]]
+            problem = f"no estimate '{estimate}' in section '{section}'"
+            problem += "" if meant else f"; there are {', '.join(names[section])}"
+        else:
+            continue
+        raise InputError(f"--fail-if '{gate.text}': {problem}" + (f"; perhaps {' or '.join(meant)}" if meant else ""))

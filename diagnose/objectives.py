@@ -180,6 +180,11 @@ def objective_table(
     )
 
 
+def objective_names(gamma: Sequence[float] = GAMMAS) -> tuple[str, ...]:
+    """The names of all objectives that a table can hold, with these weights of the reference in dpo_gamma."""
+    return tuple(_objectives(gamma))
+
+
 def trl_metrics(scores: PairScores, beta: Number, prefix: str = "eval_") -> dict[str, float]:
     """What TRL's DPO trainer logs, by its names: means over all pairs, human ties too, in float64.
 

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from ..probes.pair_table import PairScores
-from .objectives import ObjectiveTable, objective_table
+from .objectives import ObjectiveTable, objective_names, objective_table
+from .phrases import assumed_beta
 from .ranking import credit
 from .ranking_table import NO_EXPLICIT, NO_REFERENCE, clusters_of, preference_strengths
 from .report import Estimate, Section, SectionResult
@@ -25,14 +26,24 @@ TRL: dict[str, tuple[str, str, float | None]] = {
     "margin": ("reward trainer: mean score of chosen minus rejected", "", 0.0),
     "mean_reward": ("reward trainer: mean score of both", "", None),
 }
+WITHOUT_BETA = ("simpo", "orpo")  # SimPO has a beta of its own
+BETA_MOVES = "implicit rewards and losses (but simpo's and orpo's)"
 EXTREMES = {"min_reward": ("lowest", np.min), "max_reward": ("highest", np.max)}
 
 
 def objectives_section(
-    scores: PairScores, *, beta: float, smoothing: str, preference: float | None, bootstrap: int, seed: int
+    scores: PairScores,
+    *,
+    beta: float,
+    beta_given: bool = True,
+    smoothing: str,
+    preference: float | None,
+    bootstrap: int,
+    seed: int,
 ) -> SectionResult:
     """Mean losses, agreement and TRL's metrics with intervals over prompts; losses, views and pulls of every pair.
 
+    beta_given=False: beta is an assumption, and the warnings say so.
     preference: P(chosen preferred) assumed for pairs with one label, for dpo_soft; None leaves dpo_soft out there.
     """
     given = None if preference is None else _preference(scores, smoothing, preference)
@@ -53,8 +64,8 @@ def objectives_section(
             "with 95 % intervals over prompts (none below 20)",
             "pairs": "a pair: loss, view (above 0: chosen is better enough) and pulls of every objective",
         },
-        settings=dict(table.settings) | {"bootstrap": bootstrap, "seed": seed},
-        warnings=_warnings(table),
+        settings=dict(table.settings) | {"beta_given": beta_given, "bootstrap": bootstrap, "seed": seed},
+        warnings=_warnings(table, assumed=None if beta_given else beta),
     )
     tables = {name: table.to_frame(name) for name in section.tables}
     return SectionResult(section=section, tables=tables)
@@ -101,13 +112,22 @@ def _loss_estimates(table: ObjectiveTable, clusters: np.ndarray, *, bootstrap: i
     endless = np.isinf(values).any(0)  # ORPO's where rejected is certain
     values = np.where(endless, np.nan, values)
     boot = cluster_bootstrap(values, clusters, draws=bootstrap, seed=seed)
-    # a point in the name of an estimate would read as its part in a gate: dpo_gamma_0.5 -> dpo_gamma_0_5
     return {
-        f"loss_{name.replace('.', '_')}": estimate_from(
+        _loss_name(name): estimate_from(
             boot, j, label=f"mean loss of {name}", unit="", reason="infinite: a rejected answer is certain"
         )
         for j, name in enumerate(names)
     }
+
+
+def _loss_name(objective: str) -> str:
+    """A point in the name of an estimate would read as its part in a gate: dpo_gamma_0.5 -> loss_dpo_gamma_0_5."""
+    return f"loss_{objective.replace('.', '_')}"
+
+
+def estimate_names() -> tuple[str, ...]:
+    """The names that the estimates of the section "objectives" can have."""
+    return (*TRL, *EXTREMES, *map(_loss_name, objective_names()))
 
 
 def _preference(scores: PairScores, smoothing: str, assumed: float) -> Float64[np.ndarray, "N"]:
@@ -115,11 +135,18 @@ def _preference(scores: PairScores, smoothing: str, assumed: float) -> Float64[n
     return found.get(smoothing, next(iter(found.values())))
 
 
-def _warnings(table: ObjectiveTable) -> list[str]:
+def _uses_beta(table: ObjectiveTable) -> bool:
+    """Whether a loss depends on the training's beta; where TRL's rewards do, dpo does too."""
+    return any(name not in WITHOUT_BETA for name in table.losses["objective"])
+
+
+def _warnings(table: ObjectiveTable, *, assumed: float | None) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for name, reason in table.reasons.items():
         by_reason.setdefault(reason, []).append(name)
     found = [f"left out: {', '.join(names)} ({reason})" for reason, names in by_reason.items()]
+    if assumed is not None and _uses_beta(table):
+        found = [assumed_beta(assumed, BETA_MOVES), *found]
     settings: Mapping[str, Any] = table.settings
     if str(settings.get("z0_from", "")).startswith("0,"):
         found.append("KTO's reference point z0 was taken as 0: --mismatched scores the pairs that it is estimated from")

@@ -7,6 +7,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def assumed_beta(beta: float, what: str) -> str:
+    """Says that a beta nobody gave stands behind `what`."""
+    return (
+        f"beta {beta:g} (TRL's default; not given) is assumed in {what}; if the training's was another, give it: "
+        "--beta (beta=)"
+    )
+
+
 def in_share(estimate: Estimate) -> str:
     if estimate.value is None or estimate.low is None or estimate.high is None:
         return "n/a" if estimate.value is None else percent(estimate.value)

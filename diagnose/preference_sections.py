@@ -7,6 +7,7 @@ from ..errors import InputError
 from ..probes.pair_table import PairScores
 from .companions import companion_sections
 from .objectives_section import objectives_section
+from .ranking import DEFAULT_BETA
 from .ranking_report import ranking_report
 from .report import SectionResult
 from .reward_report import require_setting_name, reward_report
@@ -16,9 +17,12 @@ ID = "in_distribution"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferenceSettings:
-    """What the preference numbers depend on besides the tables; see `ranking_report` and `reward_report`."""
+    """What the preference numbers depend on besides the tables; see `ranking_report` and `reward_report`.
 
-    beta: float = 0.1
+    beta: of the DPO training. None: TRL's default is assumed, and every section that depends on it says so.
+    """
+
+    beta: float | None = None
     ties: str = "half"
     smoothing: str = "jeffreys"
     assumed_preference: float | None = None
@@ -26,6 +30,15 @@ class PreferenceSettings:
     shifts: Mapping[str, str] | None = None
     seed: int = 0
     bootstrap: int = 2000
+
+    @property
+    def beta_given(self) -> bool:
+        return self.beta is not None
+
+    @property
+    def training_beta(self) -> float:
+        """The beta that the numbers are computed with."""
+        return DEFAULT_BETA if self.beta is None else self.beta
 
 
 def require_shifted(names: Collection[str], sections: Collection[str]) -> None:
@@ -44,7 +57,8 @@ def ranking_sections(
     """Sections ranking, length, displacement; or without the first, for a report on rewards alone."""
     report = ranking_report(
         scores,
-        beta=settings.beta,
+        beta=settings.training_beta,
+        beta_given=settings.beta_given,
         ties=settings.ties,
         smoothing=settings.smoothing,
         assumed_preference=settings.assumed_preference,
@@ -61,7 +75,8 @@ def reward_sections(
     """Sections rewards, objectives."""
     report = reward_report(
         {ID: scores, **shifted},
-        beta=settings.beta,
+        beta=settings.training_beta,
+        beta_given=settings.beta_given,
         in_distribution=ID,
         shifts=settings.shifts,
         same_training=settings.same_training,
@@ -71,11 +86,11 @@ def reward_sections(
     )
     objectives = objectives_section(
         scores,
-        beta=settings.beta,
+        beta=settings.training_beta,
+        beta_given=settings.beta_given,
         smoothing=settings.smoothing,
         preference=settings.assumed_preference,
         bootstrap=settings.bootstrap,
         seed=settings.seed,
     )
     return [report.section(), objectives]
-

@@ -13,6 +13,7 @@ from scipy.special import logit
 
 TIES = ("half", "strict", "ge")
 SMOOTHINGS = ("jeffreys", "laplace", "clip")
+DEFAULT_BETA = 0.1  # of TRL's DPOConfig; assumed where nobody says what the training's was
 PAPER_BETAS = (0.01, 0.1, 1.0, 5.0, 10.0)  # the grid of 2405.19534
 CLIP = 1e-3
 AGREE = 1e-9  # nats: how far two sides of an exact identity may differ by rounding

@@ -16,6 +16,13 @@ QUARTERS = (0.25, 0.5, 0.75)
 GAMMAS = (0.0, 0.5, 1.0, 2.0)  # weights of the reference in the loss; 1 is DPO
 _VARIANTS = {"mean_loss": "", "share_within": "share", "share_ranked_right": "share"}  # column -> unit
 
+QUADRANTS = {  # name -> whether chosen, rejected fell
+    "both_rose": (False, False),
+    "chosen_rose_rejected_fell": (False, True),
+    "chosen_fell_rejected_rose": (True, False),
+    "both_fell": (True, True),
+}
+
 
 def variant_table(pairs: RankedPairs, *, beta: float, bootstrap: int, seed: int) -> pd.DataFrame:
     """Other objectives of the kind of Theorem 4.1: does the pair's loss being at its threshold say who is ranked first?
@@ -95,15 +102,9 @@ def quadrant_columns(ratios: Float64[np.ndarray, "N 2"]) -> dict[str, Float64[np
     """Quadrant -> 1 where the log-ratios of chosen and rejected lie in it, NaN without a reference; 0 is a rise."""
     known = np.isfinite(ratios).all(1)
     fell = ratios < 0
-    names = {
-        "both_rose": (False, False),
-        "chosen_rose_rejected_fell": (False, True),
-        "chosen_fell_rejected_rose": (True, False),
-        "both_fell": (True, True),
-    }
     return {
         name: np.where(known, ((fell[:, 0] == chosen) & (fell[:, 1] == rejected)).astype(float), np.nan)
-        for name, (chosen, rejected) in names.items()
+        for name, (chosen, rejected) in QUADRANTS.items()
     }
 
 

@@ -63,6 +63,7 @@ LABELS: dict[str, tuple[str, str, float | None]] = {
     "mean_margin": ("mean margin of implicit rewards, beta (dw - dl)", "nats", 0.0),
     "dpo_loss": ("mean DPO loss; ln 2 where policy and reference agree", "nats", LN2),
 }
+NAMES = (*LABELS, "residualised_accuracy", "reward_residualised_accuracy", "gain_p", "gap_median")
 _NEEDS_LENGTHS = ("normalised", "per_token", "shorter", "longer", "over_length", "residualised")
 _NO_REFERENCE_NEEDED = (
     "accuracy",

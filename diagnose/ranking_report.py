@@ -14,10 +14,13 @@ import pandas as pd
 from ..errors import InputError
 from ..probes.pair_table import PairScores
 from .objectives import trl_metrics
-from .ranking import PAPER_BETAS, SMOOTHINGS, TIES, theorem_mismatches
+from .phrases import assumed_beta
+from .ranking import DEFAULT_BETA, PAPER_BETAS, SMOOTHINGS, TIES, theorem_mismatches
 from .ranking_breakdowns import displacement_table, flip_table, length_table, variant_table
+from .ranking_estimates import NAMES as OF_PAIRS
 from .ranking_estimates import ranking_estimates
 from .ranking_findings import headline, ranking_findings
+from .ranking_orders import LABELS as OF_ORDERS
 from .ranking_orders import order_estimates
 from .ranking_table import ONE_LABEL, RankedPairs, rank_pairs
 from .report import Estimate, Finding, Section, SectionResult
@@ -39,7 +42,9 @@ TABLES = {
     "with intervals over prompts, and pairs that contradict it",
     "orders": "a row with more than two responses: is its whole order right, its pairs, Kendall's tau-b",
 }
+NAMES = (*OF_PAIRS, *OF_ORDERS)  # that the section's estimates can have
 ELSEWHERE = ("length", "displacement")  # tables that stand in sections of their own
+BETA_MOVES = "idealised accuracy, gap, shares flippable and hard, loss, its thresholds and the margin"
 QUESTION = "Does the policy rank the chosen answers above the rejected ones, and how far could training have got?"
 
 
@@ -103,7 +108,8 @@ class RankingReport:
 def ranking_report(
     scores: PairScores,
     *,
-    beta: float = 0.1,
+    beta: float = DEFAULT_BETA,
+    beta_given: bool = True,
     betas: Sequence[float] | None = None,
     ties: str = "half",
     smoothing: str = "jeffreys",
@@ -113,7 +119,8 @@ def ranking_report(
 ) -> RankingReport:
     """Ranking, reward and idealised accuracy with intervals over prompts (arXiv 2405.19534; docs/ranking.md).
 
-    beta: of the DPO training, for losses, thresholds and R*. betas: where R* is also tabulated; None is the paper's
+    beta: of the DPO training, for losses, thresholds and R*. beta_given=False: it is an assumption, and the warnings
+    say so. betas: where R* is also tabulated; None is the paper's
     grid. ties: credit of equal log-probabilities (`ranking.credit`). smoothing: of votes, for the headline R*.
     assumed_preference: P(chosen preferred) in (1/2, 1) for pairs of which only one label is known; without it their
     R* is null. bootstrap: draws. Human ties (preference 1/2) stay in the table and leave every estimate.
@@ -144,6 +151,7 @@ def ranking_report(
     }
     settings = {
         "beta": beta,
+        "beta_given": beta_given,
         "betas": list(grid),
         "ties": ties,
         "smoothing": pairs.smoothing,
@@ -164,7 +172,8 @@ def ranking_report(
         text=headline(estimates, beta=beta),
         settings=dict(scores.settings) | settings,
         counts=_counts(scores, pairs, int(wrong.sum())),
-        warnings=_warnings(scores, pairs, estimates, orders),
+        warnings=((assumed_beta(beta, BETA_MOVES),) if scores.has_reference and not beta_given else ())
+        + _warnings(scores, pairs, estimates, orders),
         trl=trl_metrics(scores, beta, prefix=""),
     )
 

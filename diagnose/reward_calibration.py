@@ -20,6 +20,11 @@ from .statistics import cluster_bootstrap, estimate_from
 NO_BASE = "there is no in-distribution setting"
 NO_PAIR = "no pair is left in this setting"
 DRAWS = 200  # of the votes of a calibrated scorer
+NAMES = (
+    *(f"{name}_{scorer}" for scorer in ("implicit", "explicit") for name in ("brier", "excess_nll", "ece")),
+    *(f"ece_{scorer}_expected" for scorer in ("implicit", "explicit")),
+    *("beta_hat", "beta_ratio", "nonlinearity_p"),
+)
 _COLUMNS = ["scorer", "bin", "n", "confidence", "observed", "low", "high"]
 
 

@@ -57,6 +57,11 @@ DROPS = {
     "drop_explicit": "explicit accuracy, in-distribution minus here",
     "excess_drop": "how much more the implicit reward loses than the explicit one: gap here minus in-distribution",
 }
+SHIFTED_GAPS = {
+    "mean_gap_shifted": "explicit minus implicit accuracy, mean over the shifted settings",
+    "max_gap_shifted": "the largest of these gaps (selected: high by chance where all are alike, its low end too)",
+}
+SETTING_NAMES = (*LABELS, *SCALES, *RESIDUALISED, "gap_p", "minimum_detectable_gap")  # of every setting
 _IMPLICIT = ("accuracy_implicit", "accuracy_implicit_normalised", "implicit_over_length", "drop_implicit")
 _EXPLICIT = ("accuracy_explicit", "explicit_over_length", "drop_explicit")
 _BOTH = ("gap", "disagreement", "excess_drop")
@@ -206,20 +211,16 @@ def shifted_gaps(shifted: Mapping[str, SettingNumbers], *, ties: str, bootstrap:
     set), they move together. The setting with fewest prompts says whether there is an interval.
     """
     parts = {name: numbers for name, numbers in shifted.items() if numbers.estimates["gap"].value is not None}
-    labels = {
-        "mean_gap_shifted": "explicit minus implicit accuracy, mean over the shifted settings",
-        "max_gap_shifted": "the largest of these gaps (selected: high by chance where all are alike, its low end too)",
-    }
     if not parts:
         reason = "no shifted setting with both rewards" if shifted else "no shifted set was given (--shifted NAME=FILE)"
         empty = single_column(math.nan, np.full(1, np.nan), n=0, n_clusters=0)
         return {
             name: estimate_from(empty, 0, label=label, unit="share difference", null_value=0.0, reason=reason)
-            for name, label in labels.items()
+            for name, label in SHIFTED_GAPS.items()
         }
     if len(parts) == 1:  # the same number must not have two intervals
         only = next(iter(parts.values())).estimates["gap"]
-        return {name: only.model_copy(update={"label": label}) for name, label in labels.items()}
+        return {name: only.model_copy(update={"label": label}) for name, label in SHIFTED_GAPS.items()}
     total = sum(len(numbers.rows) for numbers in parts.values())
     values, start = np.full((total, len(parts)), np.nan), 0
     for j, numbers in enumerate(parts.values()):
@@ -235,7 +236,7 @@ def shifted_gaps(shifted: Mapping[str, SettingNumbers], *, ties: str, bootstrap:
         ("max_gap_shifted", boot.mean.max(), boot.draws.max(1), np.max),
     ):
         one = single_column(float(value), drawn, n=total, n_clusters=int(boot.n_clusters.min()))
-        found[name] = estimate_from(one, 0, label=labels[name], unit="share difference", null_value=0.0)
+        found[name] = estimate_from(one, 0, label=SHIFTED_GAPS[name], unit="share difference", null_value=0.0)
         if found[name].low is not None and np.ptp(drawn) == 0:
             ends = {end: float(over([getattr(gap, end) for gap in gaps])) for end in ("low", "high")}
             found[name] = found[name].model_copy(update=ends | {"method": "from the intervals of the settings"})

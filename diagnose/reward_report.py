@@ -7,7 +7,7 @@ Implicit: dw - dl, with dw, dl = log pi - log pi_ref of chosen and rejected (bet
 score of chosen minus score of rejected under a reward head.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,17 @@ import pandas as pd
 from ..errors import InputError
 from ..probes.pair_table import PairScores
 from .objectives import reward_trainer_metrics, trl_metrics
-from .ranking import TIES
+from .phrases import assumed_beta
+from .ranking import DEFAULT_BETA, TIES
 from .ranking_report import unmoved
 from .report import Estimate, Finding, Section, SectionResult
 from .reward_breakdowns import agreement_table, disagreement_table, pairs_table
+from .reward_calibration import NAMES as CALIBRATION_NAMES
 from .reward_calibration import calibration_estimates
 from .reward_estimates import (
+    DROPS,
+    SETTING_NAMES,
+    SHIFTED_GAPS,
     SettingNumbers,
     adjusted,
     by_setting_table,
@@ -48,6 +53,7 @@ TABLES = {
     "pairs": "a pair of a setting: both margins (implicit: times beta, nats; explicit: its units), and who is right",
 }
 QUESTION = "Does the reward hidden in the policy generalise as well as a trained reward model?"
+BETA_MOVES = "implicit margins, their calibration and beta_ratio"
 RESERVED = ("p", "normalised")
 # what two settings must have in common to be compared
 SCORERS = (
@@ -128,7 +134,8 @@ class RewardReport:
 def reward_report(
     scores_by_setting: Mapping[str, PairScores] | PairScores,
     *,
-    beta: float = 0.1,
+    beta: float = DEFAULT_BETA,
+    beta_given: bool = True,
     in_distribution: str = "in_distribution",
     shifts: Mapping[str, str] | None = None,
     same_training: bool = False,
@@ -139,7 +146,8 @@ def reward_report(
     """Accuracy of implicit and explicit reward in every setting, and how their gap changes under shift.
 
     scores_by_setting: name -> pair table; a table alone is the in-distribution one. Names are letters, digits and _.
-    beta: of the DPO training; it moves calibration and beta-hat only, no accuracy.
+    beta: of the DPO training; it moves calibration and beta's ratio only, no accuracy. beta_given=False: it is an
+        assumption, and the warnings say so.
     shifts: name -> "prompt shift" or "response shift"; left out, a set of which half the prompts are asked
         in-distribution too is a response shift. Prompts of a prompt shift that are asked in-distribution are removed.
     same_training: policy and reward model share base, training pairs and template; else the report says "confounded".
@@ -161,6 +169,7 @@ def reward_report(
     }
     base, main = numbers.get(in_distribution), scores_by_setting.get(in_distribution)
     voted = None if main is None else voted_rows(main, in_distribution=in_distribution)
+    has_implicit = any(rows.has_implicit for rows in settings.values())
     shifted = {name: number for name, number in numbers.items() if name != in_distribution}
     holms = adjusted(shifted)
     estimates, calibration = _estimates(
@@ -194,6 +203,7 @@ def reward_report(
         settings=dict({} if main is None else main.settings)
         | {
             "beta": beta,
+            "beta_given": beta_given,
             "in_distribution": in_distribution,
             "shifts": {name: rows.shift for name, rows in settings.items() if name != in_distribution},
             "same_training": same_training,
@@ -203,7 +213,8 @@ def reward_report(
             "explicit": {name: table.settings.get("explicit") for name, table in scores_by_setting.items()},
         },
         counts=_counts(scores_by_setting, settings, in_distribution),
-        warnings=_warnings(scores_by_setting, settings, in_distribution, same_training=same_training),
+        warnings=((assumed_beta(beta, BETA_MOVES),) if has_implicit and not beta_given else ())
+        + _warnings(scores_by_setting, settings, in_distribution, same_training=same_training),
         trl=_trl(main, beta),
     )
 
@@ -216,6 +227,12 @@ def _trl(scores: PairScores | None, beta: float) -> dict[str, float]:
     explicit = np.stack([scores.explicit_chosen, scores.explicit_rejected], axis=1)
     explicit = explicit[np.isfinite(explicit).all(1)]
     return found | (reward_trainer_metrics(explicit[:, 0], explicit[:, 1], prefix="") if len(explicit) else {})
+
+
+def estimate_names(shifted: Collection[str]) -> tuple[str, ...]:
+    """The names that the estimates of the section "rewards" can have; shifted: the names of the shifted sets."""
+    once = (*SETTING_NAMES, *CALIBRATION_NAMES, *SHIFTED_GAPS)
+    return (*once, *(f"{name}_{setting}" for setting in shifted for name in (*SETTING_NAMES, *DROPS)))
 
 
 def require_reward_settings(names: Mapping[str, object], *, beta: float, ties: str, bootstrap: int) -> None:

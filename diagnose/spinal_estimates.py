@@ -28,6 +28,14 @@ LABELS = {
     "base_distance_terminal": "distance between both models' read-outs, same layer, over the last blocks",
 }
 
+# that the estimates of the sections "spinal" and "spinal_trace" can have
+COMPARISON_NAMES = (
+    *("d_alpha_terminal", "d_alpha_terminal_wide", "d_alpha_terminal_bulk", *LABELS, "base_distance_max"),
+    *("transport_p", "alpha_p"),
+    *("null_d_alpha_terminal", "null_d_transport_terminal", "null_transport_p", "null_alpha_p"),
+)
+TRACE_NAMES = ("alpha_terminal", "angle_terminal", "path_length", "entropy_final", "gates_passed")
+
 
 def estimate(
     label: str,

@@ -39,9 +39,9 @@ def audit_tables(
     Raises InputError for a table or setting that cannot be used.
     """
     settings = settings or PreferenceSettings()
-    wanted = _sections(only)
+    wanted = wanted_sections(only)
     require_ranking_settings(
-        (settings.beta,), 1, settings.ties, settings.smoothing, settings.assumed_preference, settings.bootstrap
+        (settings.training_beta,), 1, settings.ties, settings.smoothing, settings.assumed_preference, settings.bootstrap
     )
     require_shifted(shifted or {}, wanted)
     main = _read(scores)
@@ -52,7 +52,8 @@ def audit_tables(
     data |= {f"shifted {name}": _facts((shifted or {})[name], table) for name, table in elsewhere.items()}
     given: dict[str, Any] = {
         "sections": list(wanted),
-        "beta": settings.beta,
+        "beta": settings.training_beta,
+        "beta_given": settings.beta_given,
         "ties": settings.ties,
         "smoothing": settings.smoothing,
         "assumed_preference": settings.assumed_preference,
@@ -105,7 +106,8 @@ def audit_tables(
     return report
 
 
-def _sections(only: Sequence[str] | str | None) -> tuple[str, ...]:
+def wanted_sections(only: Sequence[str] | str | None) -> tuple[str, ...]:
+    """The sections to compute from tables: those named, else all. Raises InputError for another name."""
     if isinstance(only, str):
         only = [name.strip() for name in only.split(",")]
     unknown = sorted({*(only or ())} - {*SECTIONS})

@@ -153,7 +153,9 @@ class PairScores:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the table, by rename: .parquet with settings and rows set aside in its metadata; .csv or .jsonl plain.
 
-        A plain table has the columns alone. Raises InputError for another suffix or a place that cannot be written.
+        A plain table has the columns alone, and where it was joined `join_notices`: what could not be compared, in
+        words, which `read` and `from_frame` take up again. Raises InputError for another suffix or a place that cannot
+        be written.
         """
         from .pair_table_files import write  # here: it knows the columns of this module
 
@@ -204,8 +206,10 @@ class PairScores:
     def _completed(
         cls, frame: pd.DataFrame, source: str, settings: dict[str, Any], *, own_ids: bool = False
     ) -> "PairScores":
-        from .pair_table_checks import completed
+        from .pair_table_checks import completed, said_of_joins
 
+        if said := said_of_joins(frame):
+            settings = settings | {"joined": [*settings.get("joined", []), *said]}
         table, ignored, aside = completed(frame, source, own_ids=own_ids)
         if ignored:
             settings = settings | {"ignored_columns": list(ignored)}

@@ -17,6 +17,7 @@ from .pair_rows import Invalid, PairShape, RowError, judgement, number_in
 from .pair_table import COLUMNS, PAIRED, PairScores
 
 WANTED = ("policy_chosen", "policy_rejected")
+JOIN_NOTICES = "join_notices"  # column of a plain table: what its joins could not compare
 VOTES = ("votes_chosen", "votes_rejected", "votes_tie")
 JUDGED = ("preference", "n_votes")  # made anew from what the row says of them
 _LEAST = dict.fromkeys(("n_chosen", "n_rejected", "n_prompt"), 0)
@@ -54,7 +55,7 @@ def completed(
         table["prompt_id"] = table["pair_id"]
     table["row"] = np.arange(1, len(table) + 1)
     kept = ~table["row"].isin([row.row for row in aside])
-    unused = tuple(name for name in map(str, frame.columns) if name not in used)
+    unused = tuple(name for name in map(str, frame.columns) if name not in {*used, JOIN_NOTICES})
     return _turned(table[kept].reset_index(drop=True)), unused, aside
 
 
@@ -79,6 +80,11 @@ def require_rows(scores: PairScores, source: str, max_invalid: float) -> None:
             f"{source}: {aside} of {everything} rows cannot be used, more than --max-invalid {max_invalid:g}: "
             f"{reasons} (first: {shown}). Mend the table, or raise --max-invalid"
         )
+
+
+def said_of_joins(frame: pd.DataFrame) -> list[str]:
+    """What a plain table says of the joins it is from: the different texts of its column `join_notices`."""
+    return list(dict.fromkeys(text for text in frame.get(JOIN_NOTICES, []) if isinstance(text, str) and text))
 
 
 def filled(frame: pd.DataFrame) -> pd.DataFrame:

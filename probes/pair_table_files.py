@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..errors import InputError
 from .pair_rows import Invalid
-from .pair_table_checks import filled
+from .pair_table_checks import JOIN_NOTICES, filled
 from .row_files import read_rows
 
 if TYPE_CHECKING:
@@ -36,9 +36,10 @@ def write(scores: "PairScores", path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if suffix == ".csv":
-            scores.frame.to_csv(temporary, index=False)
+            _plain(scores).to_csv(temporary, index=False)
         elif suffix == ".jsonl":
-            rows = scores.frame.astype(object).where(scores.frame.notna(), None).to_dict(orient="records")
+            frame = _plain(scores)
+            rows = frame.astype(object).where(frame.notna(), None).to_dict(orient="records")
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             temporary.write_text(lines, encoding="utf-8")
         else:
@@ -88,6 +89,15 @@ def read_foreign(path: Named) -> pd.DataFrame:
         if isinstance(row, str):
             raise InputError(f"{path}, row {number}: {row}; mend the file")
     return pd.DataFrame([*rows.rows], columns=[*rows.columns], dtype=object)
+
+
+def _plain(scores: "PairScores") -> pd.DataFrame:
+    """The table with what its joins could not compare in every row, since a plain file holds nothing beside its rows.
+
+    Rows, unlike a file beside the table, still say so when they are copied, cut or put together with others.
+    """
+    said = scores.settings.get("joined")
+    return scores.frame.assign(**{JOIN_NOTICES: "; ".join(said)}) if said else scores.frame
 
 
 def _write_parquet(scores: "PairScores", path: Path) -> None:

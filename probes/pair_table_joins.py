@@ -72,6 +72,7 @@ def with_explicit(here: "PairScores", there: "PairScores", max_invalid: float) -
     for side in ("chosen", "rejected"):
         frame[f"explicit_{side}"] = np.where(place >= 0, there[f"explicit_{side}"][place], np.nan)
     settings = {"explicit": there.settings.get("explicit") or _name(there)}
+    notices += there.settings.get("joined", [])  # its explicit scores may be those of a third table
     return _assembled(here, frame, (), settings, notices, {})
 
 
@@ -86,7 +87,7 @@ def _assembled(
     """Like `here` with these columns; what is counted on the table is counted again."""
     again = ("scored", "human_tie", "swapped", "boundary_shift", "explicit_missing")
     kept = {name: n for name, n in here.counts.items() if name not in again}
-    said = [*here.settings.get("joined", []), *notices]
+    said = list(dict.fromkeys([*here.settings.get("joined", []), *notices]))
     settings = here.settings | settings | ({"joined": said} if said else {})
     return type(here).assemble(frame, invalid=(*here.invalid, *aside), settings=settings, counts=kept | counts)
 

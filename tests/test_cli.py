@@ -280,6 +280,21 @@ class TestBadInput:
         assert "score.weight" in message
 
 
+@pytest.mark.parametrize(
+    ("command", "gate", "meant"),
+    [
+        (["audit", "--policy", "p", "--pairs", "x", "--out", "run"], "ranking.acuracy", "perhaps ranking.accuracy"),
+        (["trace", "p", "--prompts", "x", "--out", "run"], "spinal_trace.path", "perhaps spinal_trace.path_length"),
+        (["doctor", "p"], "doctor.bach", "perhaps doctor.batch"),
+    ],
+)
+def test_a_gate_on_no_estimate_is_refused_before_anything_is_read(command, gate, meant):
+    """No model or file of these names is there: whatever looked for one would say so instead."""
+    message = refused(*command, "--fail-if", f"{gate}<1")
+    assert f"--fail-if '{gate}<1'" in message
+    assert meant in message
+
+
 class TestTables:
     """`audit --scores` reads a table and opens no model."""
 
@@ -311,6 +326,12 @@ class TestTables:
             "audit", "--scores", table, "--out", tmp_path / "run", "--shifted", f"a={table}", "--shift-kind", "a=topic"
         )
         assert "'topic shift' of 'a' is unknown; choose from prompt shift, response shift" in message
+
+    def test_a_gate_on_no_estimate_is_refused_before_the_work(self, table, tmp_path):
+        command = ("audit", "--scores", tmp_path / "gone.csv", "--shifted", f"maths={table}", "--out", tmp_path / "run")
+        message = refused(*command, "--fail-if", "rewards.gap<1", "--fail-if", "rewards.gap_math<1")
+        assert "no estimate 'gap_math' in section 'rewards'; perhaps rewards.gap_maths" in message
+        assert not (tmp_path / "run").exists()
 
     def test_a_gate_on_no_section_is_refused_before_the_work(self, table, tmp_path):
         message = refused("audit", "--scores", table, "--out", tmp_path / "run", "--fail-if", "rankng.accuracy<0.5")

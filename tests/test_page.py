@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -120,7 +121,9 @@ def test_every_figure_has_its_place_its_title_and_how_to_read_it(report, page):
     embedded = json.loads(re.search(r'id="figures-json">(.*?)</script>', page, re.S)[1])
     assert len(embedded) == len(figures) == page.count('class="plot"')
     text = Elements(page).text
+    assert not any("title" in made["layout"] for made in embedded.values())  # the page's own headings say it
     for figure in figures.values():
+        assert f"<h3>{html.escape(figure.layout.meta['title'], quote=False)}</h3>" in page
         assert " ".join(figure.layout.meta["how_to_read"].split()) in text
         assert figure.layout.height > 100
 
@@ -284,6 +287,38 @@ def test_a_browser_draws_all_figures_offline_in_both_themes(browser, page, repor
     ink = next(iter(PALETTE)) if theme == "light" else next(iter(PALETTE.values()))
     red, green, blue = (int(ink[i : i + 2], 16) for i in (1, 3, 5))
     assert f"rgb({red}, {green}, {blue})" in dom
+
+
+MEASURE = """<script>(function measure() {
+  const figures = Array.from(document.querySelectorAll("figure"));
+  if (figures.some((figure) => !figure.querySelector(".modebar"))) { setTimeout(measure, 50); return; }
+  const box = (figure, what) => {
+    const found = figure.querySelector(what).getBoundingClientRect();
+    return [found.top, found.bottom];
+  };
+  const cut = (heading) => heading.scrollWidth - heading.clientWidth;
+  const result = document.createElement("pre");
+  result.id = "result";
+  result.textContent = JSON.stringify(figures.map((figure) => ({
+    title: box(figure, "h3"), drawing: box(figure, ".main-svg"), buttons: box(figure, ".modebar"),
+    text: box(figure, "figcaption"), cut: cut(figure.querySelector("h3")),
+  })));
+  document.body.append(result);
+})();</script>"""
+
+
+@pytest.mark.parametrize("width", [390, 1080])
+def test_the_buttons_of_a_figure_cover_neither_its_title_nor_its_marks_at_any_width(browser, page, tmp_path, width):
+    made = page.replace("</style>", f"html {{ width: {width}px }}</style>", 1).replace("</body>", MEASURE + "</body>")
+    (tmp_path / "report.html").write_text(made, encoding="utf-8")
+    dom, _ = drawn(browser, tmp_path / "report.html", tmp_path / "profile")
+    found = json.loads(html.unescape(re.search(r'<pre id="result">(.*?)</pre>', dom, re.S)[1]))
+    assert len(found) == page.count("<figure>")
+    for figure in found:
+        parts = [figure[part] for part in ("title", "drawing", "buttons", "text")]
+        assert all(above[1] <= below[0] + 0.5 for above, below in pairwise(parts)), figure
+        assert figure["buttons"][1] > figure["buttons"][0]
+        assert figure["cut"] <= 0
 
 
 def test_a_hostile_name_runs_nothing_in_a_browser(browser, tmp_path):

@@ -16,6 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import alignscope
 from alignscope import InputError, PairScores, score_pairs
+from alignscope.diagnose.preference_sections import PreferenceSettings
+from alignscope.diagnose.table_audit import audit_tables
 from alignscope.probes.pair_table_files import METADATA
 from alignscope.probes.score_table import join_tables
 
@@ -436,6 +438,37 @@ def test_tables_that_lost_the_same_rows_are_joined_up_to_the_share(tmp_path):
     join_tables(*files, None, tmp_path / "joined.parquet", max_invalid=0.1)
     joined = PairScores.read(tmp_path / "joined.parquet")
     assert (len(joined), joined.invalid_counts, joined.has_reference) == (37, {"votes_invalid": 3}, True)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_joined_table_still_says_what_could_not_be_compared_when_it_is_read_again(tmp_path, suffix):
+    marks = {"explicit_chosen": np.arange(40.0), "explicit_rejected": np.zeros(40)}
+    for name, more in (("dpo", {}), ("sft", {}), ("rm", marks)):
+        scored(**more).save(tmp_path / f"{name}.csv")
+    names = [tmp_path / f"{name}.csv" for name in ("dpo", "sft", "rm")]
+    joined = join_tables(*names, tmp_path / f"joined{suffix}")
+    (notice,) = [text for text in joined.notices if "sft.csv" in text]
+    assert "nothing says how the text became ids" in notice
+    again = PairScores.read(tmp_path / f"joined{suffix}")
+    assert again.frame.equals(joined.frame)
+    assert all(any(text in said for said in again.notices) for text in joined.notices)
+    further = PairScores.read(again.with_explicit(scored(**marks)).save(tmp_path / f"further{suffix}"))
+    assert any(notice in said for said in further.notices)
+    report = audit_tables(tmp_path / f"further{suffix}", settings=PreferenceSettings(bootstrap=20))
+    for section in ("ranking", "rewards"):
+        assert any(notice in warning for warning in report.section(section).warnings)
+
+
+def test_what_rows_of_several_joined_tables_say_is_told_once_each():
+    frame = table(4, join_notices=["a is not known", "", None, "b is not known"])
+    assert PairScores.from_frame(frame).notices == ("a is not known", "b is not known")
+
+
+def test_explicit_scores_of_a_table_that_was_joined_bring_its_notices_along():
+    unknown = scored(settings={"table": "rm.csv"}, explicit_chosen=np.arange(40.0), explicit_rejected=np.zeros(40))
+    judged = scored().with_explicit(unknown)
+    (notice,) = judged.settings["joined"]
+    assert scored().with_explicit(judged).settings["joined"] == [notice]
 
 
 # ---- explicit scores joined

@@ -105,6 +105,37 @@ def test_what_the_table_says_of_its_models_stands_in_the_manifest(tmp_path):
     assert manifest.models["reward"]["name"] == "rm"
 
 
+# ---- beta
+
+ASSUMED = "beta 0.1 (TRL's default; not given)"
+
+
+def assumes_beta(report: Report) -> list[str]:
+    """Sections that say that beta was assumed."""
+    return [section.name for section in report.sections if any(text.startswith(ASSUMED) for text in section.warnings)]
+
+
+def test_a_beta_that_was_not_given_is_told_where_numbers_depend_on_it():
+    report = audited()
+    assert assumes_beta(report) == ["ranking", "rewards", "objectives"]
+    assert report.section("ranking").settings["beta_given"] is False
+    assert (report.manifest.settings["beta"], report.manifest.settings["beta_given"]) == (0.1, False)
+
+
+def test_a_beta_that_was_given_is_not_called_assumed_whatever_it_is():
+    report = audited(settings=PreferenceSettings(bootstrap=50, beta=0.1))
+    assert assumes_beta(report) == []
+    assert report.manifest.settings["beta_given"] is True
+    assert report.section("ranking").estimates == audited().section("ranking").estimates
+
+
+def test_without_a_reference_only_the_losses_that_need_none_depend_on_beta():
+    table = mixed().drop(columns=["reference_chosen", "reference_rejected"])
+    assert assumes_beta(audit_tables(PairScores.from_frame(table), settings=FEW)) == ["objectives"]  # cpo
+    bare = table.drop(columns=["n_chosen", "n_rejected"])
+    assert assumes_beta(audit_tables(PairScores.from_frame(bare), settings=FEW)) == []
+
+
 # ---- run directories
 
 

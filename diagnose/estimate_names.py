@@ -1,0 +1,28 @@
+"""Which estimates can a report have? Known before the work, so that a misspelt gate is refused before it, not after."""
+
+from collections.abc import Collection, Mapping
+
+from . import companions, objectives_section, ranking_report, reward_report, spinal_estimates
+
+BROUGHT = {  # what an audit is asked for -> the sections that the report then has
+    "ranking": ("ranking", "length", "displacement"),
+    "rewards": ("rewards", "objectives", "length", "displacement"),
+    "spinal": ("spinal",),
+}
+
+
+def audit_estimate_names(wanted: Collection[str], shifted: Collection[str] = ()) -> Mapping[str, tuple[str, ...]]:
+    """Section -> the names that its estimates can have; some have no value, or are left out, where the data lack it.
+
+    wanted: of the keys of `BROUGHT`. shifted: names of the shifted sets, in which some names end.
+    """
+    names = {
+        "ranking": ranking_report.NAMES,
+        "length": companions.LENGTH_NAMES,
+        "displacement": companions.DISPLACEMENT_NAMES,
+        "rewards": reward_report.estimate_names(shifted),
+        "objectives": objectives_section.estimate_names(),
+        "spinal": spinal_estimates.COMPARISON_NAMES,
+    }
+    made = {section for one in wanted for section in BROUGHT[one]}
+    return {section: own for section, own in names.items() if section in made}
