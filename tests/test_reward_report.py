@@ -104,8 +104,8 @@ def test_brier_score_and_excess_nll_are_those_of_single_votes():
 
 def test_beside_the_ece_stands_what_a_calibrated_scorer_shows_by_chance():
     """Margins of ln 3 claim .75, and 30 of 40 single votes agree; half of all votes would be off by a quarter."""
-    explicit, halves = (np.log(3) * np.where(np.arange(40) % n == 0, -1.0, 1.0) for n in (4, 2))
-    fine, off = (report(table(np.ones(40), margins)).estimates for margins in (explicit, halves))
+    explicit, near, halves = (np.log(3) * np.where(np.arange(40) < n, -1.0, 1.0) for n in (10, 7, 20))
+    fine, close, off = (report(table(np.ones(40), margins)).estimates for margins in (explicit, near, halves))
     own = calibration(explicit)
     for name, expected in (("", own.ece), ("_expected", own.expected_ece), ("_expected_p95", own.expected_ece_p95)):
         number = fine[f"ece_explicit{name}"]
@@ -117,6 +117,8 @@ def test_beside_the_ece_stands_what_a_calibrated_scorer_shows_by_chance():
     assert 0 < most < 0.25
     within = f"{most:.3f}, which 95 % of calibrated scorers stay within"
     assert fine["ece_explicit"].method.endswith(f"; not above {within}")
+    assert close["ece_explicit_expected"].value < close["ece_explicit"].value < most  # above the mean is not enough
+    assert close["ece_explicit"].method.endswith(f"; not above {within}")
     assert off["ece_explicit"].method.endswith(f"; above {within}: more than chance")
 
 
