@@ -123,11 +123,16 @@ def _change_estimates(
     }
     for name, column, label, null in (
         ("delta_top_median", "delta_top", "share of a matrix's change along its first direction", None),
-        ("delta_top_ratio", "delta_top_ratio", "the same, over what Gaussian noise of the matrix's shape has", 1.0),
+        (
+            "delta_top_ratio",
+            "delta_top_ratio",
+            "share of the first direction, over that in Gaussian noise of the matrix's shape",
+            1.0,
+        ),
         (
             "delta_top_times_rank",
             "delta_top_times_rank",
-            "the same, over the least that the adapter's rank allows",
+            "share of the first direction, over 1 / rank of the adapter",
             1.0,
         ),
     ):
@@ -184,7 +189,7 @@ def _median(label: str, values: pd.Series, whose: str) -> Estimate:
 def _flagged(word: str, rule: str, frame: pd.DataFrame) -> Estimate:
     """Share of the matrices that WeightWatcher's convention gives this name."""
     fitted = frame[frame.alpha_lambda_pdf.notna()]
-    label = f"matrices that WeightWatcher's convention calls {word} ({rule})"
+    label = f"share of matrices that WeightWatcher's convention calls {word} ({rule})"
     value = float((fitted.weightwatcher_flag == word).mean()) if len(fitted) else math.nan
     return _exact(label, value, len(fitted), "no matrix has an exponent", unit="share", ours=False)
 

@@ -479,12 +479,3 @@ def test_an_adapter_that_is_not_linear_is_refused():
     layer.register_forward_hook(lambda module, args, output: torch.relu(output))
     with pytest.raises(InputError, match=r"self_attn\.q_proj is not linear in its input"):
         list(block_weights(subject))
-
-
-@pytest.mark.real
-def test_ladder_moved_as_far_as_its_readme_says(ladder, ladder_reference):
-    """The README gives |dW| / |W| over the adapted matrices: .00319 for dpo/step_100."""
-    policy = alignscope.load(ladder_reference, adapter=ladder / "dpo" / "step_100")
-    table = block_changes(policy.without_adapter(), policy)
-    whole = math.sqrt((table.delta_norm**2).sum() / (table.base_norm**2).sum())
-    assert round(whole, 5) == 0.00319
