@@ -15,7 +15,8 @@ from alignscope import InputError
 from alignscope.diagnose.spinal_compare import compare_spinal
 from alignscope.diagnose.spinal_series import HeldOut, SeriesDistances, spinal_series, together
 from alignscope.diagnose.spinal_series_rules import against_best, entropy_alarms, loss_alarms, speed_alarms
-from alignscope.diagnose.spinal_series_signals import read_signals
+from alignscope.diagnose.spinal_series_signals import Signals, increments_of, read_signals, trajectory_table
+from alignscope.diagnose.spinal_trace import jackknife_se
 
 STEPS = [100 * i for i in range(12)]
 
@@ -95,6 +96,16 @@ def test_increments_are_a_training_step_not_a_save(base):
     series = spinal_series(saves, steps=steps)
     assert series.alarms == ()
     assert series.cusums["T"].z[9] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_increments_of_the_exponent_have_their_jackknife_error_a_training_step():
+    value = np.array([0.5, 0.7, 0.7 + 5e-6])  # the last one moved less than batching may
+    groups = value[:, None] + np.random.default_rng(0).normal(size=(3, 16))
+    signals = Signals(by_prompt={}, by_sample={"A": (value, groups)}, missing={})
+    found = increments_of(signals, "A", steps=np.array([0.0, 10.0, 14.0]), clusters=np.arange(20), seed=0)
+    assert found.value.tolist() == pytest.approx([0.02, 0.0])
+    errors = [float(jackknife_se(groups[i + 1] - groups[i])) for i in range(2)]
+    assert found.se.tolist() == pytest.approx([errors[0] / 10, errors[1] / 4])
 
 
 def test_an_onset_lies_between_the_saves_around_it(base):
@@ -365,6 +376,21 @@ def test_an_efficiency_of_the_traces_is_taken_in(base):
     )
     assert np.nanmean(found.by_prompt["E"], axis=1) == pytest.approx([0.6, 0.5, 0.4])
     assert "E" not in found.missing
+
+
+def test_prompts_without_an_efficiency_neither_hide_nor_make_a_change():
+    """A NaN in the test would spoil the whole family; as 0 it leaves the sign flips exact."""
+    random = np.random.default_rng(0)
+    flat = np.full((3, 30), 4.0)
+    efficiency = 0.6 - 0.1 * np.arange(3.0)[:, None] * random.uniform(0.5, 1.5, 30)
+    efficiency[:, :5] = np.nan
+    signals = Signals(by_prompt={"H": flat, "E": efficiency}, by_sample={}, missing={})
+    table = trajectory_table(signals, steps=np.arange(3.0), clusters=np.arange(30), seed=0)
+    found = table[table.signal == "E"]
+    assert (found.n == 25).all()
+    assert (found.p.iloc[1:] < 0.01).all()
+    assert found.change.iloc[-1] == pytest.approx(np.nanmean(efficiency[2] - efficiency[0]))
+    assert (table[table.signal == "H"].p.iloc[1:] == 1).all()
 
 
 def _with_efficiency(trace, values):
