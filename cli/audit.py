@@ -42,20 +42,13 @@ def audit(
         typer.Option(help="A pair table (of `alignscope score`, or your own) in place of models; --shifted too."),
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help="Comma-separated sections: ranking, rewards, spinal. Default: all.")
+        str | None,
+        typer.Option(help="Comma-separated sections: ranking, rewards, spinal, weights. Default: all but the last."),
     ] = None,
-    beta: Annotated[
-        float | None,
-        typer.Option(help="Beta of the policy's DPO training; TRL's default, 0.1, is assumed where it is left out."),
-    ] = None,
-    ties: Annotated[str, typer.Option(help="Credit of a tie: half, strict (0) or ge (1).")] = "half",
-    smoothing: Annotated[str, typer.Option(help="Preference from votes: jeffreys, laplace or clip.")] = "jeffreys",
-    assumed_preference: Annotated[
-        float | None,
-        typer.Option(
-            help="P(chosen preferred) to assume where pairs have one label, e.g. 0.75; without it R* is null."
-        ),
-    ] = None,
+    beta: options.Beta = None,
+    ties: options.Ties = "half",
+    smoothing: options.Smoothing = "jeffreys",
+    assumed_preference: options.AssumedPreference = None,
     same_training: Annotated[
         bool,
         typer.Option("--same-training", help="Policy and reward model share base, training pairs and template."),
@@ -63,9 +56,7 @@ def audit(
     share_prefix: options.SharePrefix = "auto",
     ches: options.Ches = False,
     mismatched: options.Mismatched = False,
-    terminal: Annotated[
-        str, typer.Option(help="Terminal blocks: last_third, last_K (as last_4), or FIRST-LAST (as 21-30).")
-    ] = "last_third",
+    terminal: options.Terminal = "last_third",
     controls: Annotated[
         bool,
         typer.Option("--controls", help="More controls of SPINAL: the chat template, noise as large as the update."),
@@ -81,6 +72,13 @@ def audit(
     noise_seeds: Annotated[
         int, typer.Option(help="Seeds of the noise control; p can fall to 1 / (seeds + 1).", min=1)
     ] = 3,
+    gradient: Annotated[
+        str,
+        typer.Option(
+            help="What the composite's G rests on: weight_share (no pairs), gradient, residual, lens_local (32 pairs, "
+            "a backward pass each) or transport_share."
+        ),
+    ] = "weight_share",
     template: options.Template = "auto",
     eos: options.Eos = "auto",
     boundary: options.Boundary = "refuse",
@@ -185,6 +183,7 @@ def audit(
             controls=("halves", "template", "noise") if controls else ("halves",),
             control_checkpoints=named(control or [], "--control", "sft=runs/sft"),
             noise_seeds=noise_seeds,
+            gradient=gradient,
             max_invalid=max_invalid,
             seed=seed,
             dtype=dtype,
@@ -200,7 +199,7 @@ def audit(
 # options that say how models are opened or read: they mean nothing beside a finished table
 OF_MODELS = (
     "policy", "pairs", "reference", "base", "reward", "prompts", "share_prefix", "ches", "mismatched", "terminal",
-    "controls", "control", "noise_seeds",
+    "controls", "control", "noise_seeds", "gradient",
     "template", "eos", "boundary", "over_length", "max_length", "max_tokens", "dtype", "device",
     "batch_tokens", "no_cache",
 )  # fmt: skip

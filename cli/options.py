@@ -36,6 +36,19 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 Seed = Annotated[int, typer.Option(help="Seed of every resample and sample.")]
 MaxInvalid = Annotated[float, typer.Option(help="Share of unusable rows above which the run stops.", min=0, max=1)]
 MaxTokens = Annotated[int, typer.Option(help="Prompts are cut from the left to this many tokens for SPINAL.", min=1)]
+Beta = Annotated[
+    float | None,
+    typer.Option(help="Beta of the policy's DPO training; TRL's default, 0.1, is assumed where it is left out."),
+]
+Ties = Annotated[str, typer.Option(help="Credit of a tie: half, strict (0) or ge (1).")]
+Smoothing = Annotated[str, typer.Option(help="Preference from votes: jeffreys, laplace or clip.")]
+AssumedPreference = Annotated[
+    float | None,
+    typer.Option(help="P(chosen preferred) to assume where pairs have one label, e.g. 0.75; without it R* is null."),
+]
+Terminal = Annotated[
+    str, typer.Option(help="Terminal blocks: last_third, last_K (as last_4), or FIRST-LAST (as 21-30).")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="The report as JSON on stdout, for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 FailIf = Annotated[

@@ -23,13 +23,15 @@ from .spinal_audit import SpinalSettings, load_controls, spinal_comparison
 from .spinal_compare import DEFAULT_CONTROLS, NOISE_SEEDS
 from .spinal_contrast import terminal_window
 from .spinal_settings import require_at_least
+from .weights import weight_spectrum
 
 if TYPE_CHECKING:
     from ..probes.explicit_scores import RewardFunction
     from ..probes.pair_table import PairScores
     from ..probes.subject import RewardSubject, Subject
 
-SECTIONS = ("ranking", "rewards", "spinal")
+SECTIONS = ("ranking", "rewards", "spinal", "weights")
+ON_REQUEST = ("weights",)  # a spectrum a matrix: hours where a model is large
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
@@ -63,6 +65,7 @@ def audit(
     controls: Sequence[str] = DEFAULT_CONTROLS,
     control_checkpoints: "Mapping[str, str | os.PathLike[str] | Subject] | None" = None,
     noise_seeds: int = NOISE_SEEDS,
+    gradient: str = "weight_share",
     max_invalid: float = 0.05,
     seed: int = 0,
     dtype: str = "float32",
@@ -79,15 +82,15 @@ def audit(
     pairs, prompts: file or rows (probes/inputs.py); without prompts, the distinct prompts of the pairs (at most 512).
     shifted: name -> pairs from elsewhere, for the section rewards: does either reward still hold there? Names are
         letters, digits and _.
-    only: sections to compute, of ("ranking", "rewards", "spinal"); None computes all that the inputs allow. "ranking"
-        brings length and displacement with it, "rewards" the objectives.
+    only: sections to compute, of ("ranking", "rewards", "spinal", "weights"); None computes all that the inputs allow
+        but weights, which takes long. "ranking" brings length and displacement with it, "rewards" the objectives.
     out: run directory. Finished shards are kept there; the same call continues a killed run, others are refused.
     beta: the DPO beta of the policy's training, for the idealised accuracy and the implicit reward. None: TRL's
         default, .1, is assumed, and the sections that depend on it say so.
     same_training: policy and reward model share base, training pairs and template; else the report says "confounded".
     shifts: name -> "prompt shift" or "response shift", see reward_report.
-    controls, noise_seeds: of SPINAL, see compare_spinal. control_checkpoints: name -> checkpoint trained from the same
-        reference without the preferences (SFT only, shuffled labels), traced on the same prompts.
+    controls, noise_seeds, gradient: of SPINAL, see compare_spinal. control_checkpoints: name -> checkpoint trained from
+        the same reference without the preferences (SFT only, shuffled labels), traced on the same prompts.
     share_prefix, states, mismatched: see score_pairs; states gives CHES, mismatched KTO's reference point.
     progress: called as progress(stage, done, total).
     Raises InputError for a model, file or setting that cannot be used; bad rows are set aside and counted, up to the
@@ -102,6 +105,7 @@ def audit(
         controls=controls,
         control_checkpoints=control_checkpoints or {},
         noise_seeds=noise_seeds,
+        gradient=gradient,
     )
     if control_checkpoints and "spinal" not in sections:
         raise InputError("--control: control checkpoints are read by the section spinal, which is not computed here")
@@ -232,6 +236,7 @@ def audit(
                 others,
                 prompt_file,
                 spinal,
+                pairs=pair_file,
                 template=template,
                 eos=eos,
                 max_invalid=max_invalid,
@@ -240,6 +245,10 @@ def audit(
                 progress=progress,
             ).section()
         results.append(comparison.costed(watch.cost("spinal")))
+    if "weights" in sections:
+        with watch.timed("weights"):
+            spectra = weight_spectrum(subject, other).section()
+        results.append(spectra.costed(watch.cost("weights")))
 
     results[0] = replace(
         results[0],
@@ -284,7 +293,7 @@ def wanted_sections(
     unknown = sorted({*(only or ())} - {*SECTIONS})
     if unknown or (only is not None and not list(only)):
         raise InputError(f"--only {','.join(unknown)}: no such section; choose from {', '.join(SECTIONS)}")
-    wanted = tuple(name for name in SECTIONS if only is None or name in only)
+    wanted = tuple(name for name in SECTIONS if (name not in ON_REQUEST if only is None else name in only))
     if reference is None:
         if only is not None and "spinal" in only:
             raise InputError(

@@ -2,12 +2,21 @@
 
 from collections.abc import Collection, Mapping
 
-from . import companions, objectives_section, ranking_report, reward_report, spinal_estimates
+from . import (
+    companions,
+    objectives_section,
+    ranking_report,
+    reward_report,
+    spinal_estimates,
+    spinal_score,
+    weight_section,
+)
 
 BROUGHT = {  # what an audit is asked for -> the sections that the report then has
     "ranking": ("ranking", "length", "displacement"),
     "rewards": ("rewards", "objectives", "length", "displacement"),
     "spinal": ("spinal",),
+    "weights": ("weights",),
 }
 
 
@@ -22,7 +31,8 @@ def audit_estimate_names(wanted: Collection[str], shifted: Collection[str] = ())
         "displacement": companions.DISPLACEMENT_NAMES,
         "rewards": reward_report.estimate_names(shifted),
         "objectives": objectives_section.estimate_names(),
-        "spinal": spinal_estimates.COMPARISON_NAMES,
+        "weights": weight_section.NAMES,
+        "spinal": (*spinal_estimates.COMPARISON_NAMES, *spinal_score.SCORE_NAMES, *spinal_score.DETECTED_NAMES),
     }
     made = {section for one in wanted for section in BROUGHT[one]}
     return {section: own for section, own in names.items() if section in made}

@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..probes.inputs import PromptFile
+from ..probes.inputs import PairFile, PromptFile
 from ..probes.policy import Named, load_control
 from ..probes.vocabulary import same_ids
 from .spinal import SpinalTrace, compare_spinal, spinal_trace
 from .spinal_compare import CONTROLS, DEFAULT_CONTROLS, NOISE_SEEDS, SpinalComparison
 from .spinal_contrast import terminal_window
+from .spinal_score import GRADIENTS
 from .spinal_settings import require_at_least
 
 if TYPE_CHECKING:
     from ..probes.subject import Subject
     from .spinal_reading import Progress
 
+NO_PAIRS = ("weight_share", "transport_share")
 Stage = Callable[[str], Path | None]  # name of a stage -> folder of its shards; None without a run directory
 
 
@@ -33,10 +35,13 @@ class SpinalSettings:
     controls: Sequence[str] = DEFAULT_CONTROLS
     control_checkpoints: Mapping[str, "Named | Subject"] = field(default_factory=dict)
     noise_seeds: int = NOISE_SEEDS
+    gradient: str = "weight_share"
 
     def __post_init__(self) -> None:
         terminal_window(self.terminal, 10**6)
         require_at_least(max_tokens=(self.max_tokens, 1), noise_seeds=(self.noise_seeds, 1))
+        if self.gradient not in GRADIENTS:
+            raise InputError(f"--gradient {self.gradient}: choose from {', '.join(GRADIENTS)}")
         for name in self.controls:
             if name not in CONTROLS:
                 raise InputError(f"--controls {name}: choose from {', '.join(CONTROLS)}; checkpoints go to --control")
@@ -52,6 +57,7 @@ class SpinalSettings:
             "controls": list(self.controls),
             "control_checkpoints": {name: str(path) for name, path in self.control_checkpoints.items()},
             "noise_seeds": self.noise_seeds,
+            "gradient": self.gradient,
         }
 
 
@@ -77,6 +83,7 @@ def spinal_comparison(
     prompts: PromptFile,
     settings: SpinalSettings,
     *,
+    pairs: PairFile | None = None,
     template: str = "auto",
     eos: str = "auto",
     max_invalid: float = 0.05,
@@ -110,6 +117,8 @@ def spinal_comparison(
         controls=settings.controls,
         control_traces={name: traced(f"control_{name}", model) for name, model in controls.items()},
         noise_seeds=settings.noise_seeds,
+        gradient=settings.gradient,
+        pairs=pairs if settings.gradient not in NO_PAIRS else None,
         prompts=prompts,
         seed=seed,
         shards=stage("spinal"),

@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from ..errors import InputError
 from .report import Estimate
+from .spinal_composite import WEIGHTS, Composite
 from .spinal_contrast import exponent_columns, smallest, terminal_window, transport_table
 from .spinal_controls import ALARM, HalvesControl, halves_control
 from .spinal_distance import base_distance, same_head
@@ -18,8 +19,10 @@ from .spinal_estimates import comparison_estimates
 from .spinal_nulls import Control, controls_table, trained_controls
 from .spinal_reading import Folder, Progress
 from .spinal_retrace import Prompts, noise_control, template_control
-from .spinal_settings import COMPARISON_ONLY, require_at_least, require_only
+from .spinal_score import block_norms_of, detected_estimates, detected_window, require_score_settings, score_of
+from .spinal_settings import require_at_least
 from .spinal_trace import SpinalTrace, bootstrap_means, cluster_codes
+from .spinal_window import DetectedWindow
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -55,6 +58,8 @@ class SpinalComparison:
     window: tuple[int, int] | None  # terminal blocks, first and last
     estimates: dict[str, Estimate]
     controls: dict[str, HalvesControl | Control]
+    score: Composite | None  # the reconstructed composite over the window; None without a window
+    detected: DetectedWindow  # where over depth the models differ
     control_effects: pd.DataFrame  # a row a control and headline: effect, control's effect, net, verdict
     identical: bool  # equal fingerprints
     settings: dict[str, Any]
@@ -64,6 +69,16 @@ class SpinalComparison:
     def alpha(self) -> pd.DataFrame:
         """The contrast of exponents by layer."""
         return self.contrast.filter(regex="^(layer|n|d_alpha.*)$")
+
+    @property
+    def components(self) -> pd.DataFrame:
+        """The parts of the composite, every one of them reconstructed; empty without a window."""
+        return pd.DataFrame() if self.score is None else self.score.to_frame()
+
+    @property
+    def windows(self) -> dict[str, tuple[int, int] | None]:
+        """First and last block of the window that the aggregates run over, and of the one that was detected."""
+        return {"terminal": self.window, "detected": self.detected.blocks}
 
     @property
     def halves(self) -> HalvesControl | None:
@@ -113,7 +128,7 @@ def compare_spinal(
     control_traces: Mapping[str, SpinalTrace] | None = None,
     noise_seeds: int = NOISE_SEEDS,
     prompts: Prompts | None = None,
-    weights: Sequence[float] = COMPARISON_ONLY["weights"],
+    weights: Sequence[float] = WEIGHTS,
     gradient: str = "weight_share",
     pairs: Any = None,
     seed: int = 0,
@@ -129,14 +144,16 @@ def compare_spinal(
         large as the update, matrix by matrix; a trace a seed, 3 give p >= .25, 19 are needed for .05; needs subjects).
     control_traces: name -> trace of a control checkpoint of the same base on the same prompts: SFT only, chosen
         answers only, DPO with shuffled labels. prompts: the prompts as text, for the template.
-    weights, gradient, pairs: their defaults only (of the score, which this version does not have).
+    weights: of Delta, S_coh and G in the score. gradient: what G rests on: "weight_share" (how far each block's weights
+        moved; needs subjects), "transport_share", or gradients on 32 `pairs` under both models: "gradient" (of the
+        blocks' weights), "residual", "lens_local".
     shards: folder where the distance is kept once it is there. progress: called as progress(stage, done, total).
     Raises InputError, naming both values, where prompts, their `prompt_id`s, depth, dtype or settings of the traces
     differ; where only width or token ids differ there is no contrast of exponents, and the reason says so. Definitions:
     arXiv 2601.06238; tests, intervals and control: ours (docs/spinal.md).
     """
     require_at_least(noise_seeds=(noise_seeds, 1))
-    require_only({"weights": tuple(weights), "gradient": gradient, "pairs": pairs}, COMPARISON_ONLY)
+    require_score_settings(weights, gradient, pairs)
     _check_controls(controls)
     warnings = require_comparable(base, aligned)
     identical = base.model.fingerprint == aligned.model.fingerprint and base.token_hash == aligned.token_hash
@@ -191,6 +208,18 @@ def compare_spinal(
         "base_distance_terminal": None if distance is None else over_blocks(distance, window),
         "base_distance_terminal_residual": None if residual is None else over_blocks(residual, window),
     }
+    norms = block_norms_of(
+        subjects,
+        gradient,
+        pairs,
+        identical=identical,
+        seed=seed,
+        template=base.settings["text"]["template"],
+        eos=base.settings["text"]["eos"],
+        progress=progress,
+    )
+    score, score_estimates = score_of(base, aligned, window, norms, weights=weights, gradient=gradient)
+    where = detected_window(base, aligned, seed=seed)
     families = {"transport_p": smallest(transport.p), "alpha_p": smallest(contrast.d_alpha_p)}
     names = _names(base, aligned)
     return SpinalComparison(
@@ -204,6 +233,8 @@ def compare_spinal(
         transport=transport,
         base_distance=distance,
         window=window,
+        score=score,
+        detected=where,
         estimates=comparison_estimates(
             exponents=found.exponents,
             means=means,
@@ -221,7 +252,9 @@ def compare_spinal(
                 "efficiency": None if found.means["d_efficiency_terminal"] is not None else "the ends of this window "
                 "were not compared: a straightness is read for the last third and for last blocks that equal it",
             },
-        ),
+        )
+        | score_estimates
+        | detected_estimates(where),
         controls=({"halves": halves} if halves else {}) | {control.name: control for control in others},
         control_effects=controls_table(base, aligned, others, window, seed=seed),
         identical=identical,
@@ -232,6 +265,8 @@ def compare_spinal(
             "controls": list(controls),
             "control_checkpoints": {c.name: c.traces[0].model.name for c in others if c.kind == "trained"},
             "noise_seeds": noise_seeds,
+            "weights": list(weights),
+            "gradient": gradient,
             "alarm_p": ALARM,
             "seed": seed,
         },

@@ -50,7 +50,7 @@ def halves_control(trace: SpinalTrace, terminal: tuple[int, int] | None, *, seed
     dtype = trace.model.dtype
     floors = [rounding_floor(rows, dtype) for rows in readings.rows]  # as of the trace itself
     sides = [
-        _side(readings.rows[:, half], clusters[half], settings, seed + part, floors, dtype)
+        spectra_of(readings.rows[:, half], clusters[half], settings, seed + part, floors, dtype)
         for part, half in enumerate((~second, second))
     ]
     table, d_alpha = _unpaired_exponents(sides[0], sides[1], settings["window"], terminal)
@@ -118,7 +118,7 @@ def _welch(values: Float[np.ndarray, "C K"], labels: Float[np.ndarray, "B C"]) -
     return np.where(np.isfinite(t), t, 0.0)  # a step that never varies differs nowhere
 
 
-def _side(
+def spectra_of(
     rows: Float[np.ndarray, "layers n d"],
     clusters: Int[np.ndarray, "n"],
     settings: dict[str, Any],
@@ -126,6 +126,7 @@ def _side(
     floors: list[float],
     dtype: str,
 ) -> SpectraSide:
+    """Spectra of some rows and without each jackknife group of them, and which layers have an exponent."""
     n_groups = settings["groups"] if len(np.unique(clusters)) >= settings["groups"] else 0
     full, jackknife, _ = all_layers(rows, group_labels(clusters, max(n_groups, 1), seed), n_groups)
     options = {"n": rows.shape[1], "width": rows.shape[2], "window": settings["window"], "dtype": dtype}

@@ -34,7 +34,10 @@ COMPARISON_NAMES = (
     *("transport_p", "alpha_p"),
     *("null_d_alpha_terminal", "null_d_transport_terminal", "null_transport_p", "null_alpha_p"),
 )
-TRACE_NAMES = ("alpha_terminal", "angle_terminal", "path_length", "entropy_final", "gates_passed")
+TRACE_NAMES = (
+    *("alpha_terminal", "angle_terminal", "path_length", "entropy_final", "gates_passed"),
+    *("efficiency_terminal", "efficiency_path"),
+)
 
 
 def estimate(

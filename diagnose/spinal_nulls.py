@@ -101,6 +101,8 @@ def _judged(
         reached = sum(abs(found[0]) >= abs(effect[0]) for found in ours)
         p = (1 + reached) / (len(ours) + 1)
         verdict = "within noise" if reached else f"more than all {len(ours)} noise seeds"
+        if effect[1] <= 0 <= effect[2]:
+            verdict = "no clear effect"
     elif control.kind == "trained" and known:
         net = between[0].interval(quantity, clusters, seed)
         verdict = compared(effect, net)

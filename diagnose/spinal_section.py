@@ -14,6 +14,7 @@ from .spinal_contrast import MIN_TESTED, terminal_window
 from .spinal_controls import ALARM
 from .spinal_estimates import trace_estimates
 from .spinal_null_findings import CONTROLS_WANTED, caveat, controls_findings
+from .spinal_score import DETECTED_NAMES
 from .spinal_settings import RESOLUTION
 from .spinal_trace import SAMPLING_ONLY
 
@@ -37,6 +38,11 @@ CONTROLS = (
     "a row a control and quantity over the last blocks: aligned minus base (effect), control minus base, aligned minus "
     "control (net), with intervals; p of noise seeds; verdict"
 )
+DETECTED = (
+    "a row a block: how far the two models differ there, in standard errors, on either half of the prompts; whether "
+    "the block is in that half's window"
+)
+COMPONENTS = "a row a part of the reconstructed composite: value or reason; not comparable with the paper"
 HALVES = "a row a layer: the base on one half of its prompts minus the base on the other half; n prompts in both"
 
 
@@ -72,6 +78,9 @@ def comparison_section(comparison: "SpinalComparison") -> SectionResult:
     described = {"layers": LAYERS, "contrast": CONTRAST, "transport": TRANSPORT, "steps": STEPS, "local_slopes": SLOPES}
     if comparison.halves is not None:
         tables["halves"], described["halves"] = comparison.halves.table, HALVES
+    tables["detected"], described["detected"] = comparison.detected.to_frame(), DETECTED
+    if comparison.score is not None:
+        tables["components"], described["components"] = comparison.components, COMPONENTS
     if len(comparison.control_effects):
         tables["controls"], described["controls"] = comparison.control_effects, CONTROLS
     base, aligned = comparison.names
@@ -252,6 +261,8 @@ def _comparison_findings(comparison: "SpinalComparison") -> tuple[Finding, ...]:
     ]
     findings += _window_finding(comparison)
     findings += _distance_finding(comparison)
+    findings += _where_finding(comparison)
+    findings += _score_finding(comparison)
     findings += controls_findings(comparison)
     findings += _halves_finding(comparison)
     flagged = _gate_finding(comparison.aligned, comparison.names[1], "spinal", ["spinal.d_alpha_terminal"])
@@ -262,6 +273,35 @@ def _next_step(comparison: "SpinalComparison") -> str:
     if comparison.identical:
         return "Check that the right two checkpoints were named."
     return CONTROLS_WANTED if caveat(comparison) else "Read the rest that the controls leave, in the table controls."
+
+
+def _where_finding(comparison: "SpinalComparison") -> list[Finding]:
+    """Where over depth the change sits, found on one half of the prompts and estimated on the other."""
+    if comparison.identical:
+        return []
+    return [
+        Finding(
+            severity="info",
+            section="spinal",
+            sentence=comparison.detected.summary(),
+            rests_on=[f"spinal.{name}" for name in DETECTED_NAMES],
+            next_step="",
+        )
+    ]
+
+
+def _score_finding(comparison: "SpinalComparison") -> list[Finding]:
+    if comparison.score is None or comparison.identical:
+        return []
+    return [
+        Finding(
+            severity="info",
+            section="spinal",
+            sentence=comparison.score.summary(),
+            rests_on=[f"spinal.score_{name}" for name in ("score", "delta", "coherence", "concentration")],
+            next_step="Read the components, not their sum: no published table gives the score a scale.",
+        )
+    ]
 
 
 def _distance_finding(comparison: "SpinalComparison") -> list[Finding]:

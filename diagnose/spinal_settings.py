@@ -20,7 +20,6 @@ TRACE_ONLY: dict[str, Any] = {
     "vocabulary": "full",
     "drop_top": 0,
 }
-COMPARISON_ONLY: dict[str, Any] = {"weights": (1 / 3, 1 / 3, 1 / 3), "gradient": "weight_share", "pairs": None}
 
 
 def require_only(given: Mapping[str, Any], only: Mapping[str, Any]) -> None:

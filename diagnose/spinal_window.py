@@ -15,8 +15,8 @@ from jaxtyping import Float
 
 from .report import Estimate
 from .spinal_components import Blocks, blocks_of, steps_of
-from .spinal_contrast import MIN_WINDOW
 from .spinal_estimates import estimate, ours
+from .spinal_reading import MIN_WINDOW
 from .spinal_settings import RESOLUTION
 from .spinal_trace import SAMPLING_ONLY, jackknife_se, student
 

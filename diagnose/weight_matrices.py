@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..probes.kernels.exponents import clauset_pdf_exponent
-from ..probes.kernels.power_law import FLOOR
+from ..probes.kernels.rank_plot import FLOOR
 
 OVER_TRAINED, UNDER_TRAINED = 2.0, 6.0  # WeightWatcher's convention, not a test
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 EXACT = "exact"
 CONCENTRATED = 0.25  # half of the change in a quarter of the blocks or fewer is called concentrated
 DOMINANT = 0.5  # share of a matrix's change from which one direction is called dominant
+NAMES = (
+    *("alpha_median", "over_trained", "under_trained", "alpha_reference_median", "delta_share", "delta_share_largest"),
+    *("delta_share_matrix", "half_change_blocks", "delta_top_median", "delta_top_ratio", "delta_top_times_rank"),
+)  # that the estimates of the section can have
 MIN_BLOCKS = 4  # fewer have no quarter
 MATRICES = (
     "a row a matrix of a block: Clauset exponent of sigma^2 of the model, of the reference and of the difference "

@@ -1,0 +1,124 @@
+"""Every estimate of every diagnostic against the training step: one long table, and what stands out of it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from ..probes.pair_table import PairScores
+from .ranking import credit, dpo_loss
+from .report import Finding, Section, SectionResult
+from .spinal_series import HeldOut
+
+HEADLINES = (
+    "ranking.accuracy",
+    "ranking.reward_accuracy",
+    "ranking.mean_margin",
+    "ranking.dpo_loss",
+    "displacement.chosen",
+    "displacement.rejected",
+    "spinal.d_alpha_terminal",
+    "spinal.d_transport_terminal",
+    "spinal.d_entropy_terminal",
+    "spinal.base_distance_terminal",
+)
+COLUMNS = ("step", "section", "name", "label", "value", "low", "high", "n", "n_clusters", "unit", "reason")
+
+
+def metrics_table(found: Mapping[int, Sequence[SectionResult]]) -> pd.DataFrame:
+    """A row a step and estimate, of all sections that were computed at the step."""
+    rows = [
+        {"step": step, "section": result.section.name, "name": name}
+        | {column: getattr(estimate, column) for column in COLUMNS[3:]}
+        for step, results in found.items()
+        for result in results
+        for name, estimate in result.section.estimates.items()
+    ]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    numbers = ["value", "low", "high"]
+    table[numbers] = table[numbers].astype(float)
+    return table
+
+
+def metrics_section(found: Mapping[int, Sequence[SectionResult]]) -> SectionResult:
+    """Section "metrics": the headlines of the last save, the table of all, and which save did best."""
+    table = metrics_table(found)
+    last = max(found)
+    headlines = {f"{r.section.name}.{name}": e for r in found[last] for name, e in r.section.estimates.items()}
+    estimates = {
+        name.replace(".", "_"): headlines[name].model_copy(update={"label": f"step {last}: {headlines[name].label}"})
+        for name in HEADLINES
+        if name in headlines
+    }
+    best = _best(table)
+    section = Section(
+        name="metrics",
+        title="Every number by training step",
+        question="How did ranking, rewards, displacement and the residual stream move over the saves of this run?",
+        summary=best or f"{table.step.nunique()} saves, {table.name.nunique()} numbers each.",
+        estimates=estimates,
+        tables={"metrics": "a row a step and estimate of any section: value, interval, n, or the reason of a null"},
+        settings={"headlines": [name for name in HEADLINES if name in headlines]},
+    )
+    findings: tuple[Finding, ...] = ()
+    if best:
+        rests_on = [f"metrics.{name.replace('.', '_')}" for name in ("ranking.dpo_loss", "ranking.reward_accuracy")]
+        findings = (
+            Finding(
+                severity="info",
+                section="metrics",
+                sentence=best,
+                rests_on=[name for name in rests_on if name.removeprefix("metrics.") in estimates],
+                next_step="Intervals of neighbouring saves overlap more often than not: see the table metrics before "
+                "shipping one save over another.",
+            ),
+        )
+    return SectionResult(section=section, tables={"metrics": table}, findings=findings)
+
+
+def _best(table: pd.DataFrame) -> str:
+    """Which save has the lowest held-out DPO loss and which the highest reward accuracy, with intervals."""
+    parts = []
+    for name, what, lowest in (("dpo_loss", "held-out DPO loss", True), ("reward_accuracy", "reward accuracy", False)):
+        rows = table[(table.section == "ranking") & (table.name == name) & table.value.notna()]
+        if not len(rows):
+            continue
+        row = rows.loc[rows.value.idxmin() if lowest else rows.value.idxmax()]
+        end = rows.loc[rows.step.idxmax()]
+        parts.append(
+            f"{what} is {'lowest' if lowest else 'highest'} at step {int(row.step)} ({_shown(row)}; last save, step "
+            f"{int(end.step)}: {_shown(end)})"
+        )
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def _shown(row: pd.Series) -> str:
+    interval = "" if pd.isna(row.low) or pd.isna(row.high) else f" [{row.low:.3g}, {row.high:.3g}]"
+    return f"{row.value:.3g}{interval}"
+
+
+def held_out_values(tables: Sequence[PairScores], beta: float) -> HeldOut:
+    """Credit of the ranking and DPO loss of every save on the pairs that all saves have; the first row is step 0.
+
+    Human ties are left out. The start is the reference itself: its loss is log 2 on every pair.
+    """
+    ids = [set(table["pair_id"]) for table in tables]
+    common = set.intersection(*ids)
+    first = tables[0].frame
+    judged = first[first.pair_id.isin(common) & ~first.human_tie.astype(bool)]
+    order = judged.pair_id.tolist()
+    credits, losses = [], []
+    for number, table in enumerate([tables[0], *tables]):
+        frame = table.frame.set_index("pair_id").loc[order]
+        chosen, rejected = (frame[f"policy_{side}"].to_numpy(dtype=float) for side in ("chosen", "rejected"))
+        ref_chosen, ref_rejected = (frame[f"reference_{side}"].to_numpy(dtype=float) for side in ("chosen", "rejected"))
+        if number == 0:
+            chosen, rejected = ref_chosen, ref_rejected
+        credits.append(np.asarray(credit(chosen - rejected), dtype=float))
+        losses.append(np.asarray(dpo_loss(chosen - ref_chosen, rejected - ref_rejected, beta), dtype=float))
+    return HeldOut(
+        clusters=judged.prompt_id.to_numpy(dtype=object).astype(str),
+        ranking_accuracy=np.stack(credits),
+        dpo_loss=np.stack(losses),
+    )
