@@ -107,13 +107,13 @@ def _print(lens: "TunedLens") -> None:
     table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left")
     for column in ("layer", "loss first", "loss last", "KL before", "KL after", "gain [95 %]", "lens"):
         table.add_column(column, justify="right", no_wrap=True)
-    for row in lens.layers.itertuples(index=False):
-        trained = [lens.losses[step][row.layer] for step in (0, -1)]
+    for row in lens.layers.to_dict(orient="records"):
+        trained = [lens.losses[step][int(row["layer"])] for step in (0, -1)]
         table.add_row(
-            str(row.layer),
-            *(f"{value:.4g}" for value in (*trained, row.kl_before, row.kl_after)),
-            escape(f"{row.gain:.3g} [{row.gain_low:.3g}, {row.gain_high:.3g}]"),
-            "tuned" if row.kept else "logit",
+            str(row["layer"]),
+            *(f"{value:.4g}" for value in (*trained, row["kl_before"], row["kl_after"])),
+            escape(f"{row['gain']:.3g} [{row['gain_low']:.3g}, {row['gain_high']:.3g}]"),
+            "tuned" if row["kept"] else "logit",
         )
     console.print(escape(lens.summary()))
     console.print(table)

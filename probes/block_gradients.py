@@ -114,8 +114,8 @@ def lens_squares(
     ids, mask = _batch([(sequence, 1.0)])
     squares = torch.zeros(len(blocks), dtype=torch.float64)
     with _flowing_to(subject, [parameter for block in blocks for parameter in block]), ExitStack() as stack:
-        for block in _blocks(subject):
-            stack.callback(block.register_forward_pre_hook(_detached, with_kwargs=True).remove)
+        for module in _blocks(subject):
+            stack.callback(module.register_forward_pre_hook(_detached, with_kwargs=True).remove)
         kept = stack.enter_context(
             capturing(
                 _blocks(subject),
