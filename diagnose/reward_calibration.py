@@ -22,7 +22,7 @@ NO_PAIR = "no pair is left in this setting"
 DRAWS = 200  # of the votes of a calibrated scorer
 NAMES = (
     *(f"{name}_{scorer}" for scorer in ("implicit", "explicit") for name in ("brier", "excess_nll", "ece")),
-    *(f"ece_{scorer}_expected" for scorer in ("implicit", "explicit")),
+    *(f"ece_{scorer}_expected{end}" for scorer in ("implicit", "explicit") for end in ("", "_p95")),
     *("beta_hat", "beta_ratio", "nonlinearity_p"),
 )
 _COLUMNS = ["scorer", "bin", "n", "confidence", "observed", "low", "high"]

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..errors import InputError
+from .gradient_shares import block_norms
 from .gradients import PLACES, gradient_concentration
 from .report import Estimate
 from .spinal_composite import LABELS, WEIGHTS, Composite, composite
@@ -90,10 +91,10 @@ def block_norms_of(
         return Norms(reason="the two models read other ids of the pairs")
     labels = group_labels(np.unique(found[0].clusters, return_inverse=True)[1].astype(np.int64), GROUPS, seed)
     whole = [one.frame.norm.to_numpy(dtype=float) for one in found]
-    parts = []
-    for one in found:
-        means = np.array([one.squares[labels != group].mean(0) for group in range(GROUPS)])
-        parts.append(means if one.squared else np.sqrt(means))
+    parts = [
+        np.array([block_norms(one.squares[labels != group], squared=one.squared) for group in range(GROUPS)])
+        for one in found
+    ]
     return Norms(base=whole[0], aligned=whole[1], groups=(parts[0], parts[1]), n_pairs=found[0].n)
 
 
@@ -184,7 +185,7 @@ def _half(
     used = [trace.readings.take(prompts) for trace in (base, aligned)]
     n_groups = settings["groups"] if len(np.unique(clusters)) >= settings["groups"] else 0
     labels = group_labels(clusters, max(n_groups, 1), seed)
-    if why_no_exponents(base, aligned):
+    if why_no_exponents(base, aligned) or not len(prompts):
         d_alpha = np.full(base.model.n_layers + 1, np.nan)
         alpha_groups = np.full((n_groups, len(d_alpha)), np.nan)
     else:
@@ -195,7 +196,8 @@ def _half(
         values, groups = exponents_of_both(sides[0], sides[1], settings["window"])
         d_alpha, alpha_groups = values[1] - values[0], groups[1] - groups[0]
     difference = used[1].angle - used[0].angle
-    d_angle, angle_groups = difference.mean(1), delete_group_means(difference, labels, max(n_groups, 1))[:n_groups]
+    d_angle = difference.mean(1) if len(prompts) else np.full(len(difference), np.nan)
+    angle_groups = delete_group_means(difference, labels, max(n_groups, 1))[:n_groups]
     profile = detect_window(d_alpha, jackknife_se(alpha_groups), d_angle, jackknife_se(angle_groups))
     return profile, {
         "alpha": LayerEffect(label="contraction", value=d_alpha, groups=alpha_groups, over="blocks"),

@@ -13,8 +13,9 @@ from alignscope.diagnose.audit import wanted_sections
 from alignscope.diagnose.estimate_names import BROUGHT, audit_estimate_names
 from alignscope.diagnose.gates import Gate, require_estimates
 from alignscope.diagnose.preference_sections import PreferenceSettings
-from alignscope.diagnose.spinal_estimates import COMPARISON_NAMES, TRACE_NAMES
+from alignscope.diagnose.spinal_estimates import TRACE_NAMES
 from alignscope.diagnose.table_audit import audit_tables
+from alignscope.diagnose.weights import weight_spectrum
 
 SHIFTED = ("maths", "de_2")
 NAMES = audit_estimate_names(("ranking", "rewards"), SHIFTED)
@@ -63,7 +64,9 @@ def test_spinal_sections_have_the_names_they_declare():
     base, aligned = (tiny_subject(blocks=3, changed=changed, scale=1.2) for changed in (None, 3))
     traces = [spinal_trace(subject, letters(60)) for subject in (base, aligned)]
     compared = compare_spinal(*traces, subjects=(base, aligned)).section().section
-    assert set(compared.estimates) == set(COMPARISON_NAMES) == set(audit_estimate_names(("spinal",))["spinal"])
+    assert set(compared.estimates) == set(audit_estimate_names(("spinal",))["spinal"])
+    weights = weight_spectrum(aligned, base).section().section
+    assert set(weights.estimates) == set(audit_estimate_names(("weights",))["weights"])
     assert set(traces[0].section().section.estimates) == set(TRACE_NAMES)
 
 

@@ -199,13 +199,19 @@ def test_prompts_of_other_ids_are_refused_naming_a_row(subjects):
         compare_spinal(base, without)
 
 
-def test_keywords_of_later_versions_are_taken_at_their_defaults_only(traces):
-    third = 1 / 3
-    found = compare_spinal(*traces, weights=[third, third, third], gradient="weight_share", pairs=None, controls=())
-    assert found.estimates
-    for option in ({"weights": (1.0, 0.0, 0.0)}, {"gradient": "gradient"}, {"pairs": "pairs.jsonl"}):
-        with pytest.raises(InputError, match=f"{next(iter(option))}=.*this version has .* only"):
-            compare_spinal(*traces, **option)
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"weights": (0.5, 0.4, 0.2)}, "three that add to 1"),
+        ({"weights": (0.5, 0.5)}, "three that add to 1"),
+        ({"gradient": "steepness"}, "expected one of weight_share, gradient"),
+        ({"gradient": "residual"}, "needs preference pairs"),
+        ({"noise_seeds": 0}, "noise_seeds=0: at least 1"),
+    ],
+)
+def test_settings_of_the_score_that_cannot_be_used_are_refused(traces, option, message):
+    with pytest.raises(InputError, match=message):
+        compare_spinal(*traces, **option)
 
 
 def test_unequal_vocabularies_say_what_is_left_out(traces, prompts):
@@ -334,9 +340,10 @@ def test_the_section_assumes_no_sign_and_says_what_it_cannot_tell(comparison):
     result = comparison.section()
     section = result.section
     assert section.name == "spinal"
-    assert (
-        {*result.tables} == {*section.tables} == {"layers", "contrast", "transport", "steps", "local_slopes", "halves"}
-    )
+    assert {*result.tables} == {*section.tables}
+    assert {*section.tables} == {
+        "layers", "contrast", "transport", "steps", "local_slopes", "halves", "detected", "components"
+    }  # fmt: skip
     assert "cannot tell preference training from any training of this size" in section.summary
     assert "covers sampling, not finite-N bias" in section.estimates["d_alpha_terminal"].method
     known = {f"spinal.{name}" for name in section.estimates}

@@ -16,6 +16,7 @@ from alignscope.dashboards.profiles import contrast_profile
 from alignscope.dashboards.spinal_figures import spinal_figures
 from alignscope.diagnose.report import Estimate
 from alignscope.diagnose.spinal import SpinalComparison, SpinalTrace, compare_spinal, spinal_trace
+from alignscope.diagnose.spinal_score import DETECTED_NAMES, SCORE_NAMES
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +201,8 @@ def test_exponents_are_marked_as_reconstructed_and_no_name_sounds_published(comp
     estimates = comparison.estimates | traces[0].section().section.estimates
     marked = {name for name, estimate in estimates.items() if estimate.reconstructed}
     assert marked == {
-        "alpha_terminal", "d_alpha_terminal", "d_alpha_terminal_wide", "d_alpha_terminal_bulk", "null_d_alpha_terminal"
+        "alpha_terminal", "d_alpha_terminal", "d_alpha_terminal_wide", "d_alpha_terminal_bulk", "null_d_alpha_terminal",
+        *SCORE_NAMES, *DETECTED_NAMES,
     }  # fmt: skip
     names = [*estimates, *comparison.contrast, *traces[0].layers]
     assert not any("paper" in name for name in names)
