@@ -9,13 +9,13 @@ import peft
 import pytest
 import torch
 from lora_files import make_adapter
-from report_samples import tiny_pairs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignscope import InputError, score_pairs
 from alignscope.diagnose.audit import audit
 from alignscope.probes.loading import load, wrap
 from alignscope.probes.policy import load_policy_and_reference
+from report_samples import tiny_pairs
 
 # peft asks transformers by a name that transformers deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -221,7 +221,7 @@ def test_a_policy_without_an_adapter_has_no_other_either(zoo, reference):
 
 @pytest.mark.parametrize("reference", ["adapter:", "adapter:../dpo", "adapter:."])
 def test_a_name_that_is_none_is_refused(continued, reference):
-    with pytest.raises(InputError, match="--reference adapter:: name an adapter|holds no such adapter"):
+    with pytest.raises(InputError, match=r"--reference adapter:: name an adapter|holds no such adapter"):
         score_pairs(continued, reference, ROWS)
 
 
@@ -285,7 +285,7 @@ def test_an_audit_knows_both_states_and_goes_on_only_with_the_same(continued, tm
     assert models["reference"]["name"].endswith("ref")
     assert models["reference"]["fingerprints"]["combined"] != models["policy"]["fingerprints"]["combined"]
     assert json.loads((tmp_path / "run" / "report.json").read_text())["manifest"]["models"] == models
-    with pytest.raises(InputError, match="other settings|another"):
+    with pytest.raises(InputError, match=r"other settings|another"):
         audit(continued, "adapter-disabled", ROWS, only="ranking", out=tmp_path / "run")
 
 
