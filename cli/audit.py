@@ -41,6 +41,12 @@ def audit(
         Path | None,
         typer.Option(help="A pair table (of `alignscope score`, or your own) in place of models; --shifted too."),
     ] = None,
+    reference_samples: Annotated[
+        Path | None,
+        typer.Option(
+            help="Completions drawn from the reference (prompt, completion): how far even those fell, by force."
+        ),
+    ] = None,
     only: Annotated[
         str | None,
         typer.Option(help="Comma-separated sections: ranking, rewards, spinal, weights. Default: all but the last."),
@@ -162,6 +168,7 @@ def audit(
             reward=reward,
             prompts=prompts,
             shifted=elsewhere,
+            reference_samples=reference_samples,
             only=only,
             out=out,
             template=template,
@@ -198,10 +205,9 @@ def audit(
 
 # options that say how models are opened or read: they mean nothing beside a finished table
 OF_MODELS = (
-    "policy", "pairs", "reference", "base", "reward", "prompts", "share_prefix", "ches", "mismatched", "terminal",
-    "controls", "control", "noise_seeds", "gradient",
-    "template", "eos", "boundary", "over_length", "max_length", "max_tokens", "dtype", "device",
-    "batch_tokens", "no_cache",
+    "policy", "pairs", "reference", "base", "reward", "prompts", "reference_samples", "share_prefix", "ches",
+    "mismatched", "terminal", "controls", "control", "noise_seeds", "gradient", "template", "eos", "boundary",
+    "over_length", "max_length", "max_tokens", "dtype", "device", "batch_tokens", "no_cache",
 )  # fmt: skip
 
 

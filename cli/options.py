@@ -14,7 +14,10 @@ Out = Annotated[
 Base = Annotated[str | None, typer.Option(help="Base model of an adapter (folder, .gguf file or hub id).")]
 Reference = Annotated[
     str | None,
-    typer.Option(help="The model training started from; 'adapter-disabled' for the policy without its adapter."),
+    typer.Option(
+        help="The model training started from; of the policy itself 'adapter-disabled' (the adapter off) or "
+        "'adapter:NAME' (another one on it, as the 'ref' that TRL keeps)."
+    ),
 ]
 Reward = Annotated[str | None, typer.Option(help="Reward model (sequence classifier with one output).")]
 Boundary = Annotated[

@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..probes.encoding import TextPolicy
-from ..probes.inputs import PairFile, PromptFile, check_invalid, distinct_prompts, read_pairs, read_prompts
+from ..probes.inputs import (
+    PairFile,
+    PromptFile,
+    SampleFile,
+    check_invalid,
+    distinct_prompts,
+    read_pairs,
+    read_prompts,
+    read_samples,
+)
 from ..probes.policy import is_adapter, load_judge, load_policy_and_reference
 from ..probes.rendering import template_file_hash
+from ..probes.samples import SampleScores, score_samples
 from ..probes.scoring import score_pairs
 from .manifest import count_reasons, data_facts, first_rows, model_facts, model_identity, package_versions
 from .model_findings import model_findings
@@ -44,6 +54,7 @@ def audit(
     reward: "str | os.PathLike[str] | RewardSubject | RewardFunction | None" = None,
     prompts: "str | os.PathLike[str] | Iterable[Any] | PromptFile | None" = None,
     shifted: "Mapping[str, str | os.PathLike[str] | Iterable[Any] | PairFile] | None" = None,
+    reference_samples: "str | os.PathLike[str] | Iterable[Any] | SampleFile | None" = None,
     only: Sequence[str] | str | None = None,
     out: str | os.PathLike[str] | None = None,
     template: str = "auto",
@@ -78,10 +89,13 @@ def audit(
     """What preference training did to `policy`, measured against `reference` on `pairs`.
 
     policy, reference: folder, adapter folder, .gguf file, hub id or Subject. An adapter policy whose base is the
-        reference shares its weights with it. reference=None leaves the ranking numbers that need none.
+        reference shares its weights with it, as do the references "adapter-disabled" and "adapter:NAME" (see
+        score_pairs). reference=None leaves the ranking numbers that need none.
     pairs, prompts: file or rows (probes/inputs.py); without prompts, the distinct prompts of the pairs (at most 512).
     shifted: name -> pairs from elsewhere, for the section rewards: does either reward still hold there? Names are
         letters, digits and _.
+    reference_samples: completions drawn from the reference (read_samples), for displacement.on_policy: see
+        score_samples.
     only: sections to compute, of ("ranking", "rewards", "spinal", "weights"); None computes all that the inputs allow
         but weights, which takes long. "ranking" brings length and displacement with it, "rewards" the objectives.
     out: run directory. Finished shards are kept there; the same call continues a killed run, others are refused.
@@ -97,6 +111,7 @@ def audit(
     share `max_invalid`.
     """
     sections = wanted_sections(only, reference, reward, shifted or {})
+    _require_read(reference_samples, reference, sections)
     require_shifts(shifts or {}, shifted or {})
     text = TextPolicy(template, eos, boundary, max_length, over_length)
     spinal = SpinalSettings(
@@ -130,6 +145,9 @@ def audit(
     shifted_files = {name: read_pairs(source) for name, source in (shifted or {}).items()}
     for file in shifted_files.values():
         check_invalid(file, max_invalid)
+    sample_file = None if reference_samples is None else read_samples(reference_samples)
+    if sample_file is not None:
+        check_invalid(sample_file, max_invalid)
     prompt_file = _prompts(prompts, pair_file, seed, max_invalid) if "spinal" in sections else None
     adapters = [is_adapter(model) for model in (policy, reference, reward)]
     if base is not None and not any(adapters):
@@ -147,6 +165,7 @@ def audit(
     models = {role: model for role, model in models.items() if hasattr(model, "fingerprints")}
     data = {"pairs": data_facts(pair_file), **({"prompts": data_facts(prompt_file)} if prompt_file else {})}
     data |= {f"shifted {name}": data_facts(file) for name, file in shifted_files.items()}
+    data |= {} if sample_file is None else {"reference samples": data_facts(sample_file)}
     settings: dict[str, Any] = {
         "sections": list(sections),
         "template": template,
@@ -189,6 +208,18 @@ def audit(
     watch = run.watch if run else Stopwatch()
     progress = watch.ticking(progress)
 
+    reading: dict[str, Any] = {  # the same for pairs and samples: only then do they compare
+        "template": template,
+        "eos": eos,
+        "boundary": boundary,
+        "over_length": over_length,
+        "max_length": max_length,
+        "batch_tokens": batch_tokens,
+        "cache": cache,
+        "max_invalid": max_invalid,
+        "progress": progress,
+    }
+
     def scored(name: str, file: PairFile) -> "PairScores":
         shards = "scores" if name == "pairs" else f"scores_{name.removeprefix('shifted ')}"
         scores = score_pairs(
@@ -196,29 +227,29 @@ def audit(
             other,
             file,
             reward=judge,
-            template=template,
-            eos=eos,
-            boundary=boundary,
-            over_length=over_length,
-            max_length=max_length,
-            batch_tokens=batch_tokens,
             share_prefix=share_prefix,
             states=states and name == "pairs",
             mismatched=mismatched and name == "pairs",
-            cache=cache,
-            max_invalid=max_invalid,
             shards=run.stage(shards) if run else None,
-            progress=progress,
+            **reading,
         )
         data[name] |= _scored(scores)
         return scores
+
+    def sampled() -> SampleScores | None:
+        if sample_file is None or other is None:
+            return None
+        shards = run.stage("reference_samples") if run else None
+        samples = score_samples(subject, other, sample_file, shards=shards, **reading)
+        data["reference samples"] |= _scored(samples)
+        return samples
 
     results: list[SectionResult] = []
     scores = None
     if "ranking" in sections:
         with watch.timed("ranking"):
             scores = scored("pairs", pair_file)
-            found = ranking_sections(scores, preferences)
+            found = ranking_sections(scores, preferences, samples=sampled())
         results += [found[0].costed(watch.cost("ranking")), *found[1:]]
     if "rewards" in sections:
         with watch.timed("rewards"):
@@ -226,7 +257,7 @@ def audit(
             elsewhere = {name: scored(f"shifted {name}", file) for name, file in shifted_files.items()}
             found = reward_sections(scores, elsewhere, preferences)
             if "ranking" not in sections:
-                found += ranking_sections(scores, preferences, companions_only=True)
+                found += ranking_sections(scores, preferences, companions_only=True, samples=sampled())
         results += [found[0].costed(watch.cost("rewards")), *found[1:]]
     if prompt_file is not None and other is not None:
         with watch.timed("spinal"):
@@ -307,6 +338,19 @@ def wanted_sections(
     return wanted
 
 
+def _require_read(samples: object, reference: object, sections: tuple[str, ...]) -> None:
+    """Samples of the reference need one, and a section that reads them. Raises InputError."""
+    if samples is None:
+        return
+    if reference is None:
+        raise InputError("--reference-samples: they are scored under both models; give --reference")
+    if not {*sections} & {"ranking", "rewards"}:
+        raise InputError(
+            "--reference-samples: they are read by the section displacement, which is not computed here; add ranking "
+            "to --only"
+        )
+
+
 def _prompts(prompts: Any, pairs: PairFile, seed: int, max_invalid: float) -> PromptFile:
     if prompts is None:
         return distinct_prompts(pairs, seed=seed)
@@ -315,7 +359,7 @@ def _prompts(prompts: Any, pairs: PairFile, seed: int, max_invalid: float) -> Pr
     return file
 
 
-def _scored(scores: "PairScores") -> dict[str, Any]:
+def _scored(scores: "PairScores | SampleScores") -> dict[str, Any]:
     return {
         "scored": len(scores.frame),
         "set_aside": count_reasons(scores.invalid),

@@ -3,11 +3,14 @@
 Is it only length? And where did the probability go? The numbers stand on the same pairs and prompts as the ranking.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
-from jaxtyping import Float64
+from jaxtyping import Float64, Shaped
 
 from ..probes.pair_table import PairScores
+from ..probes.samples import SampleScores
 from .phrases import percent
 from .rank_correlation import spearman
 from .ranking_breakdowns import QUADRANTS, quadrant_columns
@@ -19,7 +22,7 @@ from .statistics import cluster_bootstrap, estimate_from
 
 TOP_CHES = 0.05  # share of pairs listed as most at risk of displacement
 NO_STATES = "hidden states were not read (--ches)"
-NO_SAMPLES = "no samples of the reference were given (reference_samples=)"
+NO_SAMPLES = "no samples of the reference were given (--reference-samples)"
 _FROM_RANKING = ("shorter_wins", "longer_wins", "accuracy_over_length", "residualised_accuracy",
                  "reward_residualised_accuracy")  # fmt: skip
 _MOVED = ("chosen", "rejected", "chosen_per_token", "rejected_per_token")
@@ -29,17 +32,47 @@ LENGTH_NAMES = (*_FROM_RANKING, "explicit_residualised_accuracy", "spearman_marg
 DISPLACEMENT_NAMES = (*_MOVED, "share_chosen_fell", *QUADRANTS, "chosen_absolute", "on_policy", "ches_spearman")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Samples:
+    """Log-ratios of the reference's own samples, nats a completion, by prompt; and what is known about them."""
+
+    log_ratios: Float64[np.ndarray, "S"]
+    prompts: Shaped[np.ndarray, "S"]
+    counts: dict[str, int]
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def of(cls, given: object, prompts: object, scores: PairScores) -> "Samples | None":
+        """Raises ValueError where numbers and prompts are not as many."""
+        if given is None:
+            return None
+        if isinstance(given, SampleScores):
+            aside = {f"samples_set_aside_{reason}": n for reason, n in given.invalid_counts.items()}
+            counts = {f"samples_{name}": n for name, n in given.counts.items()} | aside
+            told = (*given.notices, *_asked_elsewhere(given, scores))
+            return cls(log_ratios=given.log_ratios, prompts=given.prompt_ids, counts=counts, warnings=told)
+        values = np.asarray(given, dtype=np.float64).ravel()
+        clusters = np.arange(len(values)) if prompts is None else np.asarray(prompts).ravel()
+        if len(clusters) != len(values):
+            raise ValueError(f"a prompt a sample expected, got {len(clusters)} prompts for {len(values)} samples")
+        keep = np.isfinite(values)
+        counts = {"samples_scored": int(keep.sum()), "samples_set_aside_non_finite": int((~keep).sum())}
+        return cls(log_ratios=values[keep], prompts=clusters[keep], counts=counts, warnings=())
+
+
 def companion_sections(
-    scores: PairScores, ranking: RankingReport, *, reference_samples: object = None
+    scores: PairScores, ranking: RankingReport, *, reference_samples: object = None, sample_prompts: object = None
 ) -> list[SectionResult]:
     """The sections "length" and "displacement", under the settings of the ranking report.
 
-    reference_samples: log pi - log pi_ref of completions drawn from the reference, nats: their mean is -KL(ref || pi).
+    reference_samples: completions drawn from the reference, as `score_samples` gives them, or their numbers log pi -
+        log pi_ref, nats: the mean is -KL(ref || pi). sample_prompts: beside numbers, the prompt of each, which are the
+        clusters of the interval; without it each is a cluster of its own.
     """
     settings = {key: ranking.settings[key] for key in ("beta", "ties", "smoothing", "assumed_preference")}
     pairs = rank_pairs(scores, **settings)
     draws, seed = int(ranking.settings["bootstrap"]), int(ranking.settings["seed"])
-    samples = None if reference_samples is None else np.asarray(reference_samples, dtype=np.float64).ravel()
+    samples = Samples.of(reference_samples, sample_prompts, scores)
     return [
         _length_section(pairs, ranking, draws=draws, seed=seed),
         _displacement_section(scores, pairs, ranking, samples, draws=draws, seed=seed),
@@ -79,7 +112,7 @@ def _displacement_section(
     scores: PairScores,
     pairs: RankedPairs,
     ranking: RankingReport,
-    samples: Float64[np.ndarray, "S"] | None,
+    samples: Samples | None,
     *,
     draws: int,
     seed: int,
@@ -116,9 +149,12 @@ def _displacement_section(
             "ches": "a pair of the top 5 % by CHES: the pairs whose training most endangers the chosen answer",
         },
         settings={"bootstrap": draws, "seed": seed, "states_from": scores.settings.get("states_from")},
+        counts={} if samples is None else samples.counts,
+        warnings=[] if samples is None else [*samples.warnings],
     )
     tables = {"quadrants": ranking.tables["displacement"], "ches": _riskiest(scores, pairs)}
-    found = [finding for finding in (_proper(estimates),) if finding is not None]
+    rules = (_proper(estimates), _not_drawn(estimates["on_policy"]))
+    found = [finding for finding in rules if finding is not None]
     return SectionResult(section=section, tables=tables, findings=tuple(found))
 
 
@@ -134,13 +170,26 @@ def _riskiest(scores: PairScores, pairs: RankedPairs) -> pd.DataFrame:
     return table.sort_values("ches", ascending=False, kind="stable").head(n).reset_index(drop=True)
 
 
-def _on_policy(samples: Float64[np.ndarray, "S"] | None, *, draws: int, seed: int) -> Estimate:
+def _asked_elsewhere(samples: SampleScores, scores: PairScores) -> tuple[str, ...]:
+    """A warning where the samples answer other prompts than the pairs: another -KL, then, than that of the pairs."""
+    asked = samples.frame["prompt_hash"].isin(scores.frame["prompt_hash"].dropna())
+    if asked.all() or scores.frame["prompt_hash"].isna().all():
+        return ()
+    n = samples.frame.loc[~asked, "prompt_hash"].nunique()
+    return (
+        f"{n} of the {samples.frame['prompt_hash'].nunique()} prompts of the reference's samples are asked in no pair: "
+        "what training took there need not be what it took from answers to the pairs' prompts",
+    )
+
+
+def _on_policy(samples: Samples | None, *, draws: int, seed: int) -> Estimate:
     """-KL(ref || pi) from samples of the reference: what is forced on any text that the reference itself wrote."""
-    some = np.zeros(0) if samples is None else samples[np.isfinite(samples)]
-    boot = cluster_bootstrap(some[:, None], np.arange(len(some)), draws=draws, seed=seed)
+    some = np.zeros(0) if samples is None else samples.log_ratios
+    clusters = np.zeros(0) if samples is None else samples.prompts
+    boot = cluster_bootstrap(some[:, None], clusters, draws=draws, seed=seed)
     return estimate_from(
         boot, 0, label="mean log pi / pi_ref of the reference's own samples, -KL(ref || policy)",
-        unit="nats a completion", null_value=0.0, reason=NO_SAMPLES,
+        unit="nats a completion", null_value=0.0, reason=NO_SAMPLES if samples is None else "no sample is left",
     )  # fmt: skip
 
 
@@ -158,6 +207,20 @@ def _proper(estimates: dict[str, Estimate]) -> Finding | None:
         "the reference's own samples lost: probability was displaced to answers of neither kind.",
         rests_on=["displacement.chosen", "displacement.on_policy"],
         next_step="Look at the pairs of table ches, and at samples of the policy.",
+    )
+
+
+def _not_drawn(forced: Estimate) -> Finding | None:
+    """-KL <= 0: samples whose mean log-ratio is surely above 0 were not drawn from the reference as it is scored."""
+    if forced.low is None or forced.low <= 0:
+        return None
+    return Finding(
+        severity="alarm",
+        section="displacement",
+        sentence=f"The samples of the reference gained {forced.value:.3g} nats on average, which draws from it cannot: "
+        "they were drawn otherwise, or are scored by other ids than were drawn.",
+        rests_on=["displacement.on_policy"],
+        next_step="Draw at temperature 1 without top-k and top-p from this reference, under the template scored with.",
     )
 
 

@@ -17,7 +17,8 @@ from ..errors import InputError
 from ..probes.block_gradients import block_weights, lens_squares, parameter_squares, residual_squares
 from ..probes.encoding import EncodedPair, Encoder, TextPolicy
 from ..probes.inputs import PairFile, check_invalid, read_pairs
-from ..probes.scoring import encode_pairs, require_boundaries
+from ..probes.scored_models import require_boundaries
+from ..probes.scoring import encode_pairs
 from ..probes.sequence_scores import TokenSequence, score_sequences
 from ..probes.shards import Progress, item_key
 from ..probes.vocabulary import real_vocabulary, require_same_tokenizer

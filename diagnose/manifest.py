@@ -6,7 +6,7 @@ from dataclasses import asdict
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from ..probes.inputs import Invalid, PairFile, PromptFile
+from ..probes.inputs import Invalid, PairFile, PromptFile, SampleFile
 
 if TYPE_CHECKING:
     from ..probes.subject import RewardSubject, Subject
@@ -36,7 +36,7 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def data_facts(file: PairFile | PromptFile) -> dict[str, Any]:
+def data_facts(file: PairFile | PromptFile | SampleFile) -> dict[str, Any]:
     """Source, sha256, rows read and rows set aside by reason."""
     return {
         "source": file.source,

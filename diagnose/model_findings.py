@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from ..probes.policy import passed_over
 from .naming import short_name
 from .report import Finding
 
@@ -10,8 +11,8 @@ if TYPE_CHECKING:
 
 
 def model_findings(policy: "Subject", reference: "Subject | None", *, section: str) -> tuple[Finding, ...]:
-    """Findings about an adapter that does nothing and about models stored in unlike precision."""
-    found = [_idle_adapter(policy, section)]
+    """Findings about an adapter that does nothing, one that was passed over, and models stored in unlike precision."""
+    found = [_idle_adapter(policy, section), _passed_over(policy, reference, section)]
     if reference is not None:
         found.append(_unlike_precision(policy, reference, section))
     return tuple(finding for finding in found if finding is not None)
@@ -27,6 +28,19 @@ def _idle_adapter(policy: "Subject", section: str) -> Finding | None:
         "the same logits with it and without it.",
         rests_on=[],
         next_step="It is an untrained adapter or the wrong folder: name the one that training saved.",
+    )
+
+
+def _passed_over(policy: "Subject", reference: "Subject | None", section: str) -> Finding | None:
+    sentence = passed_over(policy, reference)
+    if sentence is None:
+        return None
+    return Finding(
+        severity="notice",
+        section=section,
+        sentence=f"{sentence[0].upper()}{sentence[1:]}. Log-ratios and implicit rewards hold the earlier training too.",
+        rests_on=[],
+        next_step="Give --reference adapter:ref for what this training changed.",
     )
 
 

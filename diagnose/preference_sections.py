@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..probes.pair_table import PairScores
+from ..probes.samples import SampleScores
 from .companions import companion_sections
 from .objectives_section import objectives_section
 from .ranking import DEFAULT_BETA
@@ -52,9 +53,16 @@ def require_shifted(names: Collection[str], sections: Collection[str]) -> None:
 
 
 def ranking_sections(
-    scores: PairScores, settings: PreferenceSettings, *, companions_only: bool = False
+    scores: PairScores,
+    settings: PreferenceSettings,
+    *,
+    companions_only: bool = False,
+    samples: SampleScores | None = None,
 ) -> list[SectionResult]:
-    """Sections ranking, length, displacement; or without the first, for a report on rewards alone."""
+    """Sections ranking, length, displacement; or without the first, for a report on rewards alone.
+
+    samples: completions drawn from the reference, for the displacement that is forced on them.
+    """
     report = ranking_report(
         scores,
         beta=settings.training_beta,
@@ -65,7 +73,7 @@ def ranking_sections(
         bootstrap=settings.bootstrap,
         seed=settings.seed,
     )
-    companions = companion_sections(scores, report)
+    companions = companion_sections(scores, report, reference_samples=samples)
     return companions if companions_only else [report.section(), *companions]
 
 

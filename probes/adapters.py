@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .adapter_states import is_merged
 from .checkpoint_files import CheckpointFiles, adapter_base
 from .fingerprint import state_hash
 from .opening import adapter_state
@@ -31,13 +32,16 @@ def require_base(adapter: CheckpointFiles, base: Any) -> str:
     )
 
 
-def attach(model: nn.Module, adapter: CheckpointFiles, *, base_name: str) -> tuple[Any, dict[str, Any]]:
+def attach(
+    model: Any, adapter: CheckpointFiles, *, base_name: str, as_name: str = ADAPTER_NAME
+) -> tuple[Any, dict[str, Any]]:
     """The PEFT model (adapter on, frozen, evaluation mode) and facts about the adapter.
 
-    `model` is changed in place. Raises InputError where the adapter was made for another width, depth or vocabulary,
-    where a tensor of it finds no place or is missing, or where its kind cannot be measured (prompt tuning).
+    `model` is changed in place; on a PEFT model this adapter becomes the active one. Raises InputError where the
+    adapter was made for another width, depth or vocabulary, where a tensor of it finds no place or is missing, or where
+    its kind cannot be measured (prompt tuning).
     """
-    from peft import PeftConfig, get_peft_model
+    from peft import PeftConfig, PeftModel, get_peft_model
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
     with quiet_loading(offline=True):
@@ -52,15 +56,20 @@ def attach(model: nn.Module, adapter: CheckpointFiles, *, base_name: str) -> tup
             raise InputError(f"{adapter.name}: NaN or infinite values in {_shown(bad)}; use an earlier checkpoint")
         config.inference_mode = True
         try:
-            peft_model = get_peft_model(model, config, adapter_name=ADAPTER_NAME)
+            if isinstance(model, PeftModel):
+                peft_model: Any = model
+                peft_model.add_adapter(as_name, config)
+                peft_model.set_adapter(as_name)
+            else:
+                peft_model = get_peft_model(model, config, adapter_name=as_name)
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise InputError(f"{adapter.name}: the adapter does not fit on {base_name}: {error}") from error
-        needed = set(get_peft_model_state_dict(peft_model, adapter_name=ADAPTER_NAME, save_embedding_layers=False))
+        needed = set(get_peft_model_state_dict(peft_model, adapter_name=as_name, save_embedding_layers=False))
         with_embeddings = not state.keys() <= needed  # a file may also bring the whole (resized) embedding
-        places = get_peft_model_state_dict(peft_model, adapter_name=ADAPTER_NAME, save_embedding_layers=with_embeddings)
+        places = get_peft_model_state_dict(peft_model, adapter_name=as_name, save_embedding_layers=with_embeddings)
         _require_fit(state, places, needed, adapter.name, base_name)
-        set_peft_model_state_dict(peft_model, state, adapter_name=ADAPTER_NAME)
-        placed = get_peft_model_state_dict(peft_model, adapter_name=ADAPTER_NAME, save_embedding_layers=with_embeddings)
+        set_peft_model_state_dict(peft_model, state, adapter_name=as_name)
+        placed = get_peft_model_state_dict(peft_model, adapter_name=as_name, save_embedding_layers=with_embeddings)
     lost = [key for key, value in state.items() if not torch.equal(placed[key].cpu(), value.to(placed[key].dtype))]
     if lost:
         raise InputError(f"{adapter.name}: peft did not place {_shown(sorted(lost))}; was it saved by another version?")
@@ -97,21 +106,26 @@ class LiveAdapter:
     facts: dict[str, Any]
 
 
-def live_adapter(peft_model: Any) -> LiveAdapter:
-    """The active adapter of a live PEFT model. Raises InputError for prompt tuning, or several adapters at once."""
+def live_adapter(peft_model: Any, name: str | None = None) -> LiveAdapter:
+    """An adapter of a live PEFT model, the active one by default.
+
+    Raises InputError for prompt tuning, or several active adapters at once.
+    """
     from peft.utils import get_peft_model_state_dict
 
     active = list(peft_model.active_adapters)
     if len(active) != 1:
         raise InputError(f"wrap: {len(active)} adapters are active ({', '.join(active) or 'none'}); activate one")
-    config = peft_model.peft_config[active[0]]
+    name = name or active[0]
+    config = peft_model.peft_config[name]
     _refuse_virtual_tokens(config, "wrap")
     with quiet_loading(offline=True):
-        state = get_peft_model_state_dict(peft_model, adapter_name=active[0], save_embedding_layers=False)
-    facts = _adapter_facts(active[0], config, state)
-    if any(getattr(module, "merged", False) for module in peft_model.modules()):
+        state = get_peft_model_state_dict(peft_model, adapter_name=name, save_embedding_layers=False)
+    facts = _adapter_facts(name, config, state)
+    facts["adapters_beside"] = sorted({*peft_model.peft_config} - {name})
+    if is_merged(peft_model):
         facts["adapter_off_refused"] = "the adapter is merged into the weights, so the base is gone up to rounding"
-    return LiveAdapter(name=active[0], weights=state_hash(state), config=config.to_dict(), facts=facts)
+    return LiveAdapter(name=name, weights=state_hash(state), config=config.to_dict(), facts=facts)
 
 
 def integrated_adapter(model: nn.Module) -> dict[str, Any]:
@@ -125,13 +139,17 @@ def integrated_adapter(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def adapter_setting(model: nn.Module) -> str:
-    """Which adapters are active, on and merged, and with what scaling, over all layers that carry one; "" without."""
+def adapter_setting(model: nn.Module, only: str | None = None) -> str:
+    """Which adapters are active, on and merged, and with what scaling, over all layers that carry one; "" without.
+
+    only: as it would be with this adapter the active one.
+    """
     found = set()
     for module in model.modules():
         if isinstance(getattr(module, "disable_adapters", None), bool):
             scaling = sorted((getattr(module, "scaling", None) or {}).items())
-            found.add(str([module.active_adapters, module.disable_adapters, getattr(module, "merged", False), scaling]))
+            active = module.active_adapters if only is None else [only]
+            found.add(str([active, module.disable_adapters, getattr(module, "merged", False), scaling]))
     return "; ".join(sorted(found))
 
 

@@ -83,7 +83,9 @@ def _effective(subject: HuggingFaceSubject, module: nn.Module, path: str) -> Ite
         yield from _effective(subject, _saved(subject, module), path)
         return
     if isinstance(getattr(module, "base_layer", None), nn.Module):
-        yield from _adapted(subject, module, path)
+        with subject.switched():  # not over a yield: the other model may share the module
+            found = list(_adapted(subject, module, path))
+        yield from found
         return
     for name, parameter in module.named_parameters(recurse=False):
         yield f"{path}{name}", _outputs_first(module, parameter.detach()), None
@@ -92,15 +94,16 @@ def _effective(subject: HuggingFaceSubject, module: nn.Module, path: str) -> Ite
 
 
 def _saved(subject: HuggingFaceSubject, wrapper: Any) -> nn.Module:
-    active = [name for name in wrapper.active_adapters if name in wrapper.modules_to_save]
-    off = _is_off(subject) or wrapper.disable_adapters or not active
-    return wrapper.original_module if off else wrapper.modules_to_save[active[0]]
+    with subject.switched():
+        active = [name for name in wrapper.active_adapters if name in wrapper.modules_to_save]
+        off = wrapper.disable_adapters or not active
+        return wrapper.original_module if off else wrapper.modules_to_save[active[0]]
 
 
 def _adapted(subject: HuggingFaceSubject, layer: Any, path: str) -> Iterator[tuple[str, Tensor, int | None]]:
     """Weight and bias of a layer that carries an adapter. Merged into the weight already, it is there as it stands."""
     base = layer.get_base_layer()
-    off = _is_off(subject) or layer.disable_adapters or layer.merged or not _has_active(layer)
+    off = layer.disable_adapters or layer.merged or not _has_active(layer)
     if not off and hasattr(layer, "parameter_name"):
         raise InputError(
             f"{subject.name}: {path}{layer.parameter_name} carries an adapter on a bare parameter (peft's "
@@ -125,11 +128,6 @@ def _adapted(subject: HuggingFaceSubject, layer: Any, path: str) -> Iterator[tup
                 f"{subject.name}: {path.rstrip('.')} carries an adapter on a {type(base).__name__}, whose effective "
                 "weight cannot be read; merge the adapter into its base and give that"
             )
-
-
-def _is_off(subject: HuggingFaceSubject) -> bool:
-    """Whether this is the base of an adapter that stays on the module."""
-    return "adapter_switched_off" in subject.facts
 
 
 def _has_active(layer: Any) -> bool:

@@ -85,6 +85,11 @@ def adapter_base(path: str | os.PathLike[str]) -> str | None:
     return None
 
 
+def adapters_in(folder: Path) -> list[str]:
+    """Names of the subfolders that hold an adapter: PEFT saves all but the one called default in one of its own."""
+    return sorted(file.parent.name for file in folder.glob("*/adapter_config.json"))
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises InputError naming the file where it is missing or something else."""
     try:

@@ -4,13 +4,16 @@ The prompt is tokenised alone and with each completion. Scoring starts where the
 for both completions, so that both are conditioned on the same ids.
 """
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .pair_rows import Invalid, Pair, RowError, Text, require_encodable
-from .rendering import FIXED_DATE, Renderer
+from .rendering import FIXED_DATE, Rendered, Renderer
+from .sample_rows import Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,6 +69,18 @@ class EncodedPair:
     raw_on_template_model: bool  # a raw string, though the tokenizer has a chat template (template="auto")
 
     @property
+    def row(self) -> int:
+        return self.pair.row
+
+    @property
+    def prompt(self) -> Text:
+        return self.pair.prompt
+
+    @property
+    def sides(self) -> tuple[Ids, ...]:
+        return self.chosen_ids, self.rejected_ids
+
+    @property
     def n_chosen(self) -> int:
         return len(self.chosen_ids) - self.start
 
@@ -74,8 +89,43 @@ class EncodedPair:
         return len(self.rejected_ids) - self.start
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedSample:
+    """A prompt with one completion as ids; the fields are those of `EncodedPair`."""
+
+    sample: Sample
+    prompt_text: str
+    ids: Ids  # prompt and completion
+    start: int
+    n_prompt: int
+    boundary_shift: bool
+    truncated: bool
+    special_in_text: bool
+    raw_on_template_model: bool
+
+    @property
+    def row(self) -> int:
+        return self.sample.row
+
+    @property
+    def prompt(self) -> Text:
+        return self.sample.prompt
+
+    @property
+    def sides(self) -> tuple[Ids, ...]:
+        return (self.ids,)
+
+
+Encoded = EncodedPair | EncodedSample
+
+
+def prompt_hash(encoded: Encoded) -> str:
+    """Names the prompt as rendered: a merged boundary must not split it."""
+    return hashlib.sha256(encoded.prompt_text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 class Encoder:
-    """Turns pairs and prompts into ids under one `TextPolicy`.
+    """Turns pairs, samples and prompts into ids under one `TextPolicy`.
 
     vocab_rows: rows of the model's head; an id beyond them is an InputError. limit: the model's longest input.
     """
@@ -114,6 +164,17 @@ class Encoder:
         except RowError as error:
             return Invalid(row=pair.row, reason=error.reason, detail=error.detail, name=pair.pair_id)
 
+    def encode_sample(self, sample: Sample) -> EncodedSample | Invalid:
+        """The ids of one completion, or why it cannot be scored. Raises InputError as `encode_pair` does.
+
+        An unfinished one gets no end: neither an end-of-sequence id nor what the template writes behind the answer.
+        An empty one that is finished is its end alone.
+        """
+        try:
+            return self._encode_sample(sample)
+        except RowError as error:
+            return Invalid(row=sample.row, reason=error.reason, detail=error.detail, name=sample.sample_id)
+
     def encode_prompt(self, prompt: "Prompt", max_tokens: int | None = None) -> Ids | Invalid:
         """The ids of a prompt, its beginning cut to `max_tokens` (and the model's limit) behind the added BOS.
 
@@ -130,17 +191,17 @@ class Encoder:
         kept = min(self._kept_prefix(ids), longest - 1)
         return ids[:kept] + ids[len(ids) - longest + kept :]
 
-    def pieces(self, encoded: EncodedPair) -> str:
+    def pieces(self, encoded: Encoded) -> str:
         """Where a boundary shifted, in words: the pieces of prompt and of prompt + completion from there on."""
-        rendered = self.renderer.render(encoded.pair.prompt, None, encoded.pair.row)
-        prompt = self._ids(rendered.prompt, templated=rendered.templated, row=encoded.pair.row)
+        rendered = self.renderer.render(encoded.prompt, None, encoded.row)
+        prompt = self._ids(rendered.prompt, templated=rendered.templated, row=encoded.row)
         keep = encoded.n_prompt - encoded.start
         tail = [*self.tokenizer.convert_ids_to_tokens(list(prompt[-keep:]))] if keep else []
         heads = [
             [*self.tokenizer.convert_ids_to_tokens(list(ids[encoded.start : encoded.start + keep + 1]))]
-            for ids in (encoded.chosen_ids, encoded.rejected_ids)
+            for ids in encoded.sides
         ]
-        return f"the prompt alone ends in {tail}, with the completions it goes on as {heads[0]} and {heads[1]}"
+        return f"the prompt alone ends in {tail}, with what follows it goes on as {' and '.join(map(str, heads))}"
 
     def facts(self) -> dict[str, Any]:
         """The policy as resolved on this tokenizer, for settings, manifest and cache keys."""
@@ -158,30 +219,22 @@ class Encoder:
         }
 
     def _encode_pair(self, pair: Pair) -> EncodedPair:
-        chosen = self.renderer.render(pair.prompt, pair.chosen, pair.row)
-        rejected = self.renderer.render(pair.prompt, pair.rejected, pair.row)
-        assert chosen.full is not None
-        assert rejected.full is not None
-        prompt = self._ids(chosen.prompt, templated=chosen.templated, row=pair.row)
-        sides = [self._ids(text, templated=chosen.templated, row=pair.row) for text in (chosen.full, rejected.full)]
-        start = min(_common(prompt, side) for side in sides)
+        rendered, prompt, sides, start = self._sides(pair.prompt, (pair.chosen, pair.rejected), pair.row)
         n_prompt, shifted = len(prompt), start < len(prompt)
-        if start == 0:
-            raise RowError("no_context", "nothing stands before the first token: empty prompt, and no BOS is added")
-        if self.policy.eos == "none" and chosen.templated:
+        if self.policy.eos == "none" and rendered.templated:
             sides = [self._without_end(side, start) for side in sides]
         for name, side in zip(("chosen", "rejected"), sides, strict=True):
             if len(side) <= start:
                 raise RowError("no_scored_token", f"`{name}` adds no token to the prompt")
         if sides[0] == sides[1]:
             raise RowError("identical_completions", "both completions are the same ids")
-        if self.policy.eos == "append" or (self.policy.eos == "auto" and not chosen.templated):
+        if self._appends_end(rendered):
             sides = [self._with_end(side) for side in sides]
         whole = max(map(len, sides))
         sides, start, n_prompt = self._fit(sides, start, n_prompt, prompt)
         return EncodedPair(
             pair=pair,
-            prompt_text=chosen.prompt,
+            prompt_text=rendered.prompt,
             chosen_ids=sides[0],
             rejected_ids=sides[1],
             start=start,
@@ -189,8 +242,47 @@ class Encoder:
             boundary_shift=shifted,
             truncated=max(map(len, sides)) < whole,
             special_in_text=any(self._spells_special(text) for text in (pair.prompt, pair.chosen, pair.rejected)),
-            raw_on_template_model=not chosen.templated and self.policy.template == "auto" and self.renderer.has_own,
+            raw_on_template_model=self._is_raw_by_default(rendered),
         )
+
+    def _encode_sample(self, sample: Sample) -> EncodedSample:
+        rendered, prompt, (ids,), start = self._sides(sample.prompt, (sample.completion,), sample.row)
+        n_prompt, shifted = len(prompt), start < len(prompt)
+        if rendered.templated and (self.policy.eos == "none" or not sample.finished):
+            ids = self._without_end(ids, start)
+        elif sample.finished and self._appends_end(rendered):
+            ids = self._with_end(ids)
+        if len(ids) <= start:
+            raise RowError("no_scored_token", "the completion adds no token to the prompt")
+        whole = len(ids)
+        (ids,), start, n_prompt = self._fit([ids], start, n_prompt, prompt)
+        return EncodedSample(
+            sample=sample,
+            prompt_text=rendered.prompt,
+            ids=ids,
+            start=start,
+            n_prompt=n_prompt,
+            boundary_shift=shifted,
+            truncated=len(ids) < whole,
+            special_in_text=any(self._spells_special(text) for text in (sample.prompt, sample.completion)),
+            raw_on_template_model=self._is_raw_by_default(rendered),
+        )
+
+    def _sides(self, prompt: Text, completions: Sequence[Text], row: int) -> tuple[Rendered, Ids, list[Ids], int]:
+        """The prompt as rendered, its ids, the ids with each completion behind it, and where all of them part."""
+        rendered = [self.renderer.render(prompt, completion, row) for completion in completions]
+        alone = self._ids(rendered[0].prompt, templated=rendered[0].templated, row=row)
+        sides = [self._ids(side.full or "", templated=side.templated, row=row) for side in rendered]
+        start = min(_common(alone, side) for side in sides)
+        if start == 0:
+            raise RowError("no_context", "nothing stands before the first token: empty prompt, and no BOS is added")
+        return rendered[0], alone, sides, start
+
+    def _appends_end(self, rendered: Rendered) -> bool:
+        return self.policy.eos == "append" or (self.policy.eos == "auto" and not rendered.templated)
+
+    def _is_raw_by_default(self, rendered: Rendered) -> bool:
+        return not rendered.templated and self.policy.template == "auto" and self.renderer.has_own
 
     def _ids(self, text: str, *, templated: bool, row: int) -> Ids:
         require_encodable(text, "the text")

@@ -1,13 +1,13 @@
 """A transformers model as a Subject: plain forward hooks, right positions, nothing of it changed.
 
-Policy and reference of a PEFT model are two subjects over one module; a lock keeps the adapter's switch, which is
-global to the module, from being thrown in the middle of a forward pass.
+Policy and reference of a PEFT model are two subjects over one module; a lock keeps the switch between adapters, which
+is global to the module, from being thrown in the middle of a forward pass.
 """
 
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..errors import InputError, NoTokenizerError
+from .adapter_states import AdapterState
 from .anatomy import Anatomy, at_least_float32
 from .capture import capturing
 from .generation import generate
 from .kernels.eager import exact_products
-from .live import adapter_off, evaluating
+from .live import evaluating
 from .subject import Fingerprint, Head, Layout, Reducer, Subject, Trace
 from .vocabulary import real_vocabulary
 
@@ -43,16 +44,14 @@ class HuggingFaceSubject:
         name: str,
         fingerprints: Fingerprint | Callable[[], Fingerprint],
         facts: Mapping[str, Any],
-        adapter_model: Any = None,
-        base_fingerprints: Fingerprint | Callable[[], Fingerprint] | None = None,
+        states: Callable[[str | None], AdapterState] | None = None,
     ) -> None:
         self.model = model
         self.name = name
         self._fingerprints = fingerprints  # of a live model a function: its weights may move on
         self._tokenizer = tokenizer
-        self._adapter_model = adapter_model  # the PEFT model around `model`, where there is one
-        self._base_fingerprints = base_fingerprints
-        self._adapter_is_off = False
+        self._states = states  # what the module is with another adapter in place of its own (by name), or none (None)
+        self._switch: Callable[[], AbstractContextManager[None]] = nullcontext
         self._lock = threading.RLock()
         self._accepts = set(inspect.signature(model.forward).parameters)
         with self._measuring():
@@ -210,16 +209,29 @@ class HuggingFaceSubject:
         """
         if refused := self.facts.get("adapter_off_refused"):
             raise InputError(f"{self.name}: cannot serve as its own reference: {refused}. Give --reference")
-        if self._adapter_model is None or self._base_fingerprints is None:
+        return self._in_state(None)
+
+    def with_adapter(self, name: str) -> "HuggingFaceSubject":
+        """The same weights with adapter `name` in place of the active one, as TRL's frozen copy `ref`.
+
+        Raises InputError where there is none of that name (naming those there are), where it is the active one, or
+        where the base under both is not the untrained one (merged, or one of them trained biases).
+        """
+        return self._in_state(name)
+
+    def switched(self) -> AbstractContextManager[None]:
+        """Inside, the module carries the adapter of this subject, or none: for reading its weights."""
+        return self._switch()
+
+    def _in_state(self, adapter: str | None) -> "HuggingFaceSubject":
+        if self._states is None:
             raise InputError(f"{self.name}: no adapter on it; name the reference model with --reference")
+        state = self._states(adapter)
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         own = {key: value for key, value in self.facts.items() if not key.startswith("adapter")}
-        base = self.facts.get("base")
-        other.name = str(base) if base else f"{self.name} (adapter off)"
-        other._fingerprints = self._base_fingerprints
-        other.facts = own | {"adapter": None, "adapter_switched_off": self.facts.get("adapter")}
-        other._adapter_is_off = True
+        other.name, other._fingerprints, other._switch = state.name, state.fingerprints, state.switch
+        other.facts = own | state.facts
         other._head, other._head_is_known = None, False
         return other
 
@@ -234,12 +246,11 @@ class HuggingFaceSubject:
 
     @contextmanager
     def _measuring(self) -> Iterator[None]:
-        """The module in evaluation mode with its adapter on or off; left as it was found."""
+        """The module in evaluation mode, switched to the adapter of this subject; left as it was found."""
         with self._lock, ExitStack() as stack:
             stack.enter_context(exact_products(self.model.device))
             stack.enter_context(evaluating(self.model))
-            if self._adapter_is_off:
-                stack.enter_context(adapter_off(self._adapter_model))
+            stack.enter_context(self._switch())
             yield
 
     def _vocabulary(self) -> int:

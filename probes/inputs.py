@@ -9,14 +9,15 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import InputError
 from .pair_rows import Invalid, Pair, PairShape, RowError, Text, parse_pair, parse_text, require_encodable, row_name
 from .ranked_rows import is_ranked, parse_ranking
 from .row_files import Rows, read_rows
+from .sample_rows import SampleFile, completion_column, parse_sample
 
 __all__ = [
     "Invalid",
@@ -24,13 +25,16 @@ __all__ = [
     "PairFile",
     "Prompt",
     "PromptFile",
+    "SampleFile",
     "check_invalid",
     "distinct_prompts",
     "read_pairs",
     "read_prompts",
+    "read_samples",
 ]
 
 Source = str | os.PathLike[str] | Iterable[Any]  # a file, or its rows
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,17 +123,8 @@ def read_pairs(source: Source) -> PairFile:
     if isinstance(source, PairFile):
         return source
     rows = read_rows(source, what="pairs")
-    pairs_of = _pair_reader(rows)
-    pairs: list[Pair] = []
-    invalid: list[Invalid] = []
-    for number, row in enumerate(rows.rows, start=1):
-        try:
-            pairs += pairs_of(row, number)
-        except RowError as error:
-            invalid.append(Invalid(row=number, reason=error.reason, detail=error.detail, name=row_name(row)))
-    return PairFile(
-        pairs=tuple(pairs), invalid=tuple(invalid), source=rows.source, sha256=rows.sha256, n_rows=len(rows.rows)
-    )
+    pairs, invalid = _parsed(rows, _pair_reader(rows))
+    return PairFile(pairs=pairs, invalid=invalid, source=rows.source, sha256=rows.sha256, n_rows=len(rows.rows))
 
 
 def read_prompts(source: Source) -> PromptFile:
@@ -142,15 +137,32 @@ def read_prompts(source: Source) -> PromptFile:
         return source
     rows = read_rows(source, what="prompts", bare="prompt")
     column = _prompt_column(rows)
-    prompts: list[Prompt] = []
-    invalid: list[Invalid] = []
-    for number, row in enumerate(rows.rows, start=1):
-        try:
-            prompts.append(_parse_prompt(row, number, column))
-        except RowError as error:
-            invalid.append(Invalid(row=number, reason=error.reason, detail=error.detail, name=row_name(row)))
-    return PromptFile(
-        prompts=tuple(prompts), invalid=tuple(invalid), source=rows.source, sha256=rows.sha256, n_rows=len(rows.rows)
+    prompts, invalid = _parsed(rows, lambda row, number: [_parse_prompt(row, number, column)])
+    return PromptFile(prompts=prompts, invalid=invalid, source=rows.source, sha256=rows.sha256, n_rows=len(rows.rows))
+
+
+def read_samples(source: Source) -> SampleFile:
+    """Completions drawn from a model: rows with `prompt` and `completion` (or `response`), strings or messages.
+
+    Optional: `id`, `prompt_id` (else the prompt itself tells samples of one prompt), and `finished`: false where the
+    sample was cut at a number of tokens before it ended. Equal rows are kept: a model may say the same twice.
+
+    >>> file = read_samples([{"prompt": "2 + 2 =", "completion": " 4"}, {"prompt": "?", "response": "!"}])
+    >>> [sample.completion for sample in file], file.invalid[0].reason
+    ([' 4'], 'missing_field')
+    """
+    if isinstance(source, SampleFile):
+        return source
+    rows = read_rows(source, what="samples")
+    column = completion_column(rows.columns, rows.source)
+    samples, invalid = _parsed(rows, lambda row, number: [parse_sample(row, number, column)])
+    return SampleFile(
+        samples=samples,
+        invalid=invalid,
+        source=rows.source,
+        sha256=rows.sha256,
+        n_rows=len(rows.rows),
+        says_finished="finished" in rows.columns,
     )
 
 
@@ -175,7 +187,9 @@ def distinct_prompts(pairs: PairFile, limit: int | None = 512, seed: int = 0) ->
     )
 
 
-def check_invalid(file: PairFile | PromptFile, max_invalid: float = 0.05, *, more: Iterable[Invalid] = ()) -> None:
+def check_invalid(
+    file: PairFile | PromptFile | SampleFile, max_invalid: float = 0.05, *, more: Iterable[Invalid] = ()
+) -> None:
     """Stop where a larger share than `max_invalid` cannot be used, or nothing is left.
 
     share = 1 - (usable rows / rows) (kept pairs / pairs of usable rows): the share of rows where a row is a pair; where
@@ -209,7 +223,7 @@ def check_invalid(file: PairFile | PromptFile, max_invalid: float = 0.05, *, mor
     )
 
 
-def _share_set_aside(file: PairFile | PromptFile, later: int, share: float) -> str:
+def _share_set_aside(file: PairFile | PromptFile | SampleFile, later: int, share: float) -> str:
     """Rows, or rows and pairs where a row makes several."""
     early = len(file.invalid)
     if len(file) == file.n_rows - early:
@@ -221,6 +235,20 @@ def _share_set_aside(file: PairFile | PromptFile, later: int, share: float) -> s
 def is_blank(text: Text) -> bool:
     """True where there is nothing but white space."""
     return not (text if isinstance(text, str) else "".join(message["content"] for message in text)).strip()
+
+
+def _parsed(
+    rows: Rows, items_of: Callable[[dict[str, Any] | str, int], Sequence[Item]]
+) -> tuple[tuple[Item, ...], tuple[Invalid, ...]]:
+    """What the rows hold, and those set aside because `items_of(row, number)` raised RowError."""
+    items: list[Item] = []
+    invalid: list[Invalid] = []
+    for number, row in enumerate(rows.rows, start=1):
+        try:
+            items += items_of(row, number)
+        except RowError as error:
+            invalid.append(Invalid(row=number, reason=error.reason, detail=error.detail, name=row_name(row)))
+    return tuple(items), tuple(invalid)
 
 
 def _pair_reader(rows: Rows) -> Callable[[dict[str, Any] | str, int], list[Pair]]:

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ..errors import InputError
+from .adapter_states import AdapterState, in_place, off, require_adapter
 from .adapters import (
     adapter_effect,
     adapter_setting,
@@ -19,7 +21,7 @@ from .adapters import (
     require_base,
     require_switched_on,
 )
-from .checkpoint_files import CheckpointFiles, adapter_base, locate
+from .checkpoint_files import CheckpointFiles, adapter_base, adapters_in, locate
 from .fingerprint import fingerprint, state_hash, state_mark, weights_hash, with_adapter
 from .huggingface import HuggingFaceSubject
 from .opening import Opened, open_model, require_finite, require_known_model
@@ -41,6 +43,7 @@ def load(
     device: str = "auto",
     adapter: str | os.PathLike[str] | None = None,
     base: str | os.PathLike[str] | None = None,
+    beside: str | None = None,
     revision: str | None = None,
     carrier: str = "huggingface",
     allow_pickle: bool = False,
@@ -50,6 +53,8 @@ def load(
     path: checkpoint folder, adapter folder, .gguf file (or folder with one) or hub id; a local path never asks a hub.
     dtype: of weights and computation, float32 unless told; GGUF files are unpacked to it.
     adapter: an adapter folder to put on `path`. base: the base of `path`, where that is an adapter folder.
+    beside: a subfolder of the adapter folder with a second adapter to keep at hand, as the `ref` that TRL saves:
+        `subject.with_adapter("ref")` is then that one on the same base.
     revision: of a hub id. allow_pickle: read .bin weights, which can run code.
     Raises InputError for anything that cannot be measured as it is: no such folder, no or pickled weights, tensors
     missing, damaged, of another shape or not finite, no tokenizer, another kind of model, an adapter that does not fit.
@@ -63,21 +68,25 @@ def load(
     if files.kind == "adapter":
         if adapter is not None:
             raise InputError(f"{path}: an adapter folder cannot carry another adapter ({adapter}); give the base first")
-        return _load_adapter(files, locate(require_base(files, base), allow_pickle=allow_pickle), dtype, device)
+        under = locate(require_base(files, base), allow_pickle=allow_pickle)
+        return _load_adapter(files, under, dtype, device, beside, allow_pickle)
     if base is not None:
         raise InputError(f"{path}: not an adapter folder, so it takes no base (--base {base}); leave --base out")
     if adapter is None:
+        if beside is not None:
+            raise InputError(f"{path}: not an adapter folder, so it keeps no adapter '{beside}' beside its own")
         return _load_model(files, dtype, device)
     on = locate(adapter, allow_pickle=allow_pickle, role="adapter")
     if on.kind != "adapter":
         raise InputError(f"{adapter}: no adapter_config.json in it; expected a PEFT adapter folder")
-    return _load_adapter(on, files, dtype, device)
+    return _load_adapter(on, files, dtype, device, beside, allow_pickle)
 
 
 def wrap(model: Any, tokenizer: "PreTrainedTokenizerBase | None" = None) -> HuggingFaceSubject:
     """Measure a live transformers or PEFT model. It is left as found: mode, requires_grad, hooks.
 
-    Without a tokenizer ids can be measured, text cannot. A PEFT model's reference is `without_adapter()`.
+    Without a tokenizer ids can be measured, text cannot. A PEFT model's reference is `without_adapter()`, or
+    `with_adapter(name)` where another adapter on it is what the active one was trained from.
     Raises InputError for another carrier's object, an encoder-decoder, prompt tuning or non-finite weights.
     """
     for kind in type(model).__mro__:
@@ -116,11 +125,20 @@ def wrap(model: Any, tokenizer: "PreTrainedTokenizerBase | None" = None) -> Hugg
     def base() -> Fingerprint:
         return fingerprint(weights=state_hash(base_state(inner)), config=config, tokenizer=tokenizer)
 
-    def adapted() -> Fingerprint:
+    def adapted(other: str | None = None) -> Fingerprint:
         require_switched_on(peft_model)
-        adapter = live_adapter(peft_model)
-        setting = {"setting": adapter_setting(inner)}  # a scaling changed by hand is not in the config
+        adapter = live_adapter(peft_model, other)
+        setting = {"setting": adapter_setting(inner, other)}  # a scaling changed by hand is not in the config
         return with_adapter(followed_base(), weights=adapter.weights, config=adapter.config | setting)
+
+    def state(other: str | None) -> AdapterState:
+        if other is None:
+            label = f"{name} + {own.name} (adapter off)"
+            return off(peft_model, name=label, adapter=own.name, fingerprints=followed_base)
+        require_adapter(peft_model, other)
+        followed = _Followed(inner, partial(adapted, other), setting=adapter_setting)
+        facts = live_adapter(peft_model, other).facts
+        return in_place(peft_model, other, name=f"{name} + {other}", fingerprints=followed, facts=facts)
 
     followed_base = _Followed(inner, base)
     return HuggingFaceSubject(
@@ -129,8 +147,7 @@ def wrap(model: Any, tokenizer: "PreTrainedTokenizerBase | None" = None) -> Hugg
         name=f"{name} + {own.name}",
         fingerprints=_Followed(inner, adapted, setting=adapter_setting),
         facts=facts | own.facts,
-        adapter_model=peft_model,
-        base_fingerprints=followed_base,
+        states=state,
     )
 
 
@@ -157,7 +174,9 @@ def _load_model(files: CheckpointFiles, dtype: str, device: str) -> HuggingFaceS
     )
 
 
-def _load_adapter(adapter: CheckpointFiles, base: CheckpointFiles, dtype: str, device: str) -> HuggingFaceSubject:
+def _load_adapter(
+    adapter: CheckpointFiles, base: CheckpointFiles, dtype: str, device: str, beside: str | None, allow_pickle: bool
+) -> HuggingFaceSubject:
     """The adapter's own tokenizer wins where its folder has one: training may have given it a chat template."""
     if base.kind == "adapter":
         raise InputError(f"{base.name}: the base of {adapter.name} is an adapter itself; merge it into its base first")
@@ -167,24 +186,63 @@ def _load_adapter(adapter: CheckpointFiles, base: CheckpointFiles, dtype: str, d
             f"{adapter.name}: an adapter for {task}, where a language model is wanted; "
             "a reward adapter is given as --reward (in Python: load_reward)"
         )
+    kept = adapters_in(adapter.folder)
+    if beside is not None and beside not in kept:
+        raise InputError(
+            f"adapter:{beside}: {adapter.name} holds no such adapter (a folder {beside}/ with adapter_config.json); "
+            f"those in it are: {', '.join(kept) or 'none'}"
+        )
     tokenizer_from = adapter if adapter.has_tokenizer else None
     opened = _open(base, dtype, device, tokenizer_from)
     ids = probe_ids(opened.model.get_input_embeddings().weight.shape[0])
     before = probe_logits(opened.model, ids)
-    peft_model, facts = attach(opened.model, adapter, base_name=base.name)
+    states: dict[str | None, AdapterState] = {}
+    model = opened.model
+    if beside is not None:  # first, so that it can be seen alone
+        second = locate(adapter.folder / beside, allow_pickle=allow_pickle)
+        model, second_facts = attach(model, second, base_name=base.name, as_name=beside)
+        alone = probe_logits(opened.model, ids)
+    peft_model, facts = attach(model, adapter, base_name=base.name)
     change, rest = adapter_effect(opened.model, peft_model, before, ids)
     facts |= {"base": base.name, "tokenizer_from": (tokenizer_from or base).name, "adapter_logit_change": change}
     facts |= {"adapter_changes_nothing": change == 0, "adapter_off_difference": rest}
     if rest != 0 and not facts["adapter_off_refused"]:
         facts["adapter_off_refused"] = f"with the adapter off the logits differ from the base's by {rest:.3g}"
+    facts["adapters_beside"] = kept
+    states[None] = off(peft_model, name=base.name, adapter=adapter.name, fingerprints=opened.fingerprints)
+    if beside is not None:
+        require_adapter(peft_model, beside)
+        states[beside] = in_place(
+            peft_model,
+            beside,
+            name=second.name,
+            fingerprints=with_adapter(opened.fingerprints, weights=weights_hash(second.weights), config=second.config),
+            facts=second_facts | {"base": base.name},
+        )
+        with states[beside].switch():
+            moved = float((probe_logits(opened.model, ids) - alone).abs().max())
+        if moved != 0:
+            raise InputError(
+                f"adapter:{beside}: with {adapter.name} on the same base its logits differ by {moved:.3g} from those "
+                f"it has alone; load the two apart (--reference {second.name})"
+            )
+
+    def state(other: str | None) -> AdapterState:
+        if other not in states:
+            ready = f"; load it with load(..., beside='{other}')" if other in kept else ""
+            raise InputError(
+                f"adapter:{other}: not loaded with {adapter.name}{ready}; adapters in that folder: "
+                f"{', '.join(kept) or 'none'}"
+            )
+        return states[other]
+
     return HuggingFaceSubject(
         opened.model,
         opened.tokenizer,
         name=adapter.name,
         fingerprints=with_adapter(opened.fingerprints, weights=weights_hash(adapter.weights), config=adapter.config),
         facts=opened.facts | {"source": "adapter on its base"} | facts,
-        adapter_model=peft_model,
-        base_fingerprints=opened.fingerprints,
+        states=state,
     )
 
 

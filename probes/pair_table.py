@@ -133,6 +133,8 @@ class PairScores:
             found.append(f"{n} pairs prefer the opposite of an earlier pair with the same completions")
         if n := self.counts.get("explicit_missing"):
             found.append(f"{n} pairs have no finite explicit reward and leave the comparison of rewards")
+        if notice := self.settings.get("reference_notice"):
+            found.append(f"{notice}; --reference adapter:ref takes that one")
         if names := self.settings.get("ignored_columns"):
             found.append(f"columns that a pair table does not have were not read: {', '.join(names)}")
         if n := self.counts.get("only_in_reference"):

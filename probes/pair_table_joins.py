@@ -54,6 +54,7 @@ def with_reference(here: "PairScores", there: "PairScores", max_invalid: float) 
         "reference": name,
         "reference_fingerprint": there.settings.get("policy_fingerprint"),
         "reference_kind": "separate",
+        "reference_notice": None,
         "mismatched": None,
     }
     extra = len(there) - int(found.sum())

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from .adapter_states import TRL_REFERENCE
 from .loading import adapter_base, load
 from .reward import load_reward
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 Named = str | os.PathLike[str]
 ADAPTER_DISABLED = "adapter-disabled"
+ADAPTER = "adapter:"  # and a name: another adapter of the policy
 
 
 def load_policy_and_reference(
@@ -28,22 +30,25 @@ def load_policy_and_reference(
     The base of an adapter is `base`, else the path in its config if that exists, else the reference. Where that base is
     the reference, policy and reference are one set of weights, adapter on and off (two loads where "off" is not the
     base, as with trained biases).
-    Raises InputError where an adapter has no base, `reference='adapter-disabled'` meets a policy without adapter, or
-    `base` is given and nothing takes it.
+    `reference="adapter:NAME"`: that base with adapter NAME on it, from that subfolder of the policy's folder, or on
+    the live PEFT model.
+    Raises InputError where an adapter has no base, a reference that is the policy's weights in another state meets a
+    policy without adapter, or without one of that name, or `base` is given and nothing takes it.
     """
     if base is not None and not is_adapter(policy) and not is_adapter(reference):
         raise InputError(f"--base {base}: neither policy nor reference is an adapter folder, so neither takes a base")
-    subject = _load_policy(policy, reference, base, dtype, device)
+    beside = adapter_named(reference)
+    subject = _load_policy(policy, reference, base, beside, dtype, device)
     if reference is None:
         return subject, None
     if not isinstance(reference, str | os.PathLike):
         return subject, reference
-    if os.fspath(reference) == ADAPTER_DISABLED:
+    if is_own_state(reference):
         if not subject.facts.get("adapter"):
             raise InputError(
-                f"--reference adapter-disabled: the policy {subject.name} has no adapter; name the reference model"
+                f"--reference {reference}: the policy {subject.name} has no adapter; name the reference model"
             )
-        return subject, subject.without_adapter()
+        return subject, subject.without_adapter() if beside is None else subject.with_adapter(beside)
     own_base = is_adapter(policy) and _same_model(_base_of(policy, reference, base), reference)
     if own_base and not is_adapter(reference) and not subject.facts.get("adapter_off_refused"):
         return subject, subject.without_adapter()
@@ -71,7 +76,7 @@ def load_judge(reward: Any, *, base: Any, reference: Any, dtype: str = "float32"
         return reward
     found = None
     if is_adapter(reward):
-        named = reference if isinstance(reference, str | os.PathLike) and reference != ADAPTER_DISABLED else None
+        named = reference if isinstance(reference, str | os.PathLike) and not is_own_state(reference) else None
         found = base or adapter_base(reward) or (None if is_adapter(named) else named)
     return load_reward(reward, base=found, dtype=dtype, device=device)
 
@@ -81,14 +86,57 @@ def is_adapter(model: object) -> bool:
     return isinstance(model, str | os.PathLike) and (Path(model).expanduser() / "adapter_config.json").is_file()
 
 
+def adapter_named(reference: object) -> str | None:
+    """NAME of `adapter:NAME`, None for any other reference. Raises InputError where no name follows."""
+    if not isinstance(reference, str | os.PathLike) or not os.fspath(reference).startswith(ADAPTER):
+        return None
+    if name := os.fspath(reference).removeprefix(ADAPTER):
+        return name
+    raise InputError(f"--reference {reference}: name an adapter of the policy, as in adapter:{TRL_REFERENCE}")
+
+
+def is_own_state(reference: object) -> bool:
+    """Whether the reference is named as the policy's own weights, with its adapter off or another one on."""
+    return isinstance(reference, str | os.PathLike) and (
+        os.fspath(reference) == ADAPTER_DISABLED or adapter_named(reference) is not None
+    )
+
+
+def reference_kind(policy: "Subject", reference: "Subject | None") -> str:
+    """none, separate, adapter-disabled or adapter:NAME."""
+    if reference is None:
+        return "none"
+    ours, theirs = (getattr(model, "model", model) for model in (policy, reference))
+    if ours is not theirs or policy is reference:
+        return "separate"
+    other = reference.facts.get("adapter_in_place")
+    return ADAPTER_DISABLED if other is None else f"{ADAPTER}{other}"
+
+
+def passed_over(policy: "Subject", reference: "Subject | None") -> str | None:
+    """A sentence where the policy's adapter is switched off, though TRL kept the one that its training began with."""
+    beside = policy.facts.get("adapters_beside") or ()
+    if TRL_REFERENCE not in beside or reference_kind(policy, reference) != ADAPTER_DISABLED:
+        return None
+    return (
+        f"the reference is the base with the adapter off, but beside the policy's adapter one named `{TRL_REFERENCE}` "
+        "is kept: TRL's name for the adapter that training began with and was measured against"
+    )
+
+
 def _load_policy(
-    policy: "Named | Subject", reference: "Named | Subject | None", base: Named | None, dtype: str, device: str
+    policy: "Named | Subject",
+    reference: "Named | Subject | None",
+    base: Named | None,
+    beside: str | None,
+    dtype: str,
+    device: str,
 ) -> "Subject":
     if not isinstance(policy, str | os.PathLike):
         return policy
     if not is_adapter(policy):
         return load(policy, dtype=dtype, device=device)
-    return load(policy, base=_base_of(policy, reference, base), dtype=dtype, device=device)
+    return load(policy, base=_base_of(policy, reference, base), beside=beside, dtype=dtype, device=device)
 
 
 def _base_of(policy: object, reference: object, base: Named | None) -> Named | None:
@@ -99,7 +147,7 @@ def _base_of(policy: object, reference: object, base: Named | None) -> Named | N
     own = adapter_base(policy)
     if own is not None:
         return own
-    if isinstance(reference, str | os.PathLike) and os.fspath(reference) != ADAPTER_DISABLED:
+    if isinstance(reference, str | os.PathLike) and not is_own_state(reference):
         return reference
     return None
 

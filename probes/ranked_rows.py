@@ -64,14 +64,18 @@ def _responses(row: Mapping[str, Any], prompt: Text) -> list[Text]:
     for name, text in zip(names, found, strict=True):
         if not plain_text(text).strip():
             raise RowError("empty_completion", f"`{name}` holds no text")
-    completions = [_completion(prompt, text, name) for name, text in zip(names, found, strict=True)]
+    completions = [completion_of(prompt, text, name) for name, text in zip(names, found, strict=True)]
+    for name, text in zip(names, completions, strict=True):
+        if not plain_text(text).strip():
+            raise RowError("empty_completion", f"`{name}` holds no text after the prompt")
     for (i, first), (j, second) in combinations(enumerate(completions), 2):
         if first == second:
             raise RowError("identical_completions", f"`responses[{i}]` and `responses[{j}]` are the same text")
     return completions
 
 
-def _completion(prompt: Text, response: Text, name: str) -> Text:
+def completion_of(prompt: Text, response: Text, name: str) -> Text:
+    """A response without the prompt that it may repeat: a string after a string, messages after messages."""
     if isinstance(prompt, str):
         if isinstance(response, str):
             return response
@@ -79,10 +83,7 @@ def _completion(prompt: Text, response: Text, name: str) -> Text:
     if isinstance(response, str):  # the answer to a conversation is the assistant's
         return ({"role": "assistant", "content": response},)
     repeats = bool(prompt) and response[: len(prompt)] == prompt
-    rest = response[len(prompt) :] if repeats else response
-    if not plain_text(rest).strip():
-        raise RowError("empty_completion", f"`{name}` holds no text after the prompt")
-    return rest
+    return response[len(prompt) :] if repeats else response
 
 
 def _order(row: Mapping[str, Any], n: int) -> list[float]:

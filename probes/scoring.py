@@ -7,16 +7,15 @@ Each model is scored in its own pass over the same ids. A number does not depend
 (1e-5 nats on tiny models; 5e-6 a scored token on real ones).
 """
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from ..errors import InputError
-from .encoding import EncodedPair, Encoder, TextPolicy
+from .encoding import EncodedPair, Encoder, TextPolicy, prompt_hash
 from .explicit_scores import RewardFunction, explicit_scores
 from .inputs import PairFile, check_invalid, read_pairs
 from .mismatched import mismatched_sequences
@@ -24,17 +23,15 @@ from .noise_floor import noise_floor
 from .pair_rows import Invalid, Pair
 from .pair_states import pair_states
 from .pair_table import PairScores
+from .scored_models import require_boundaries, score_facts, scored_models
 from .sequence_scores import Folder, TokenSequence, score_sequences
 from .shards import Progress
 from .shared_prefix import Way, choose_way
-from .vocabulary import real_vocabulary, require_same_tokenizer
 
 if TYPE_CHECKING:
     from .subject import RewardSubject, Subject
 
 __all__ = ["TokenSequence", "score_pairs", "score_sequences"]
-
-MAX_SHIFTED = 0.05  # share of pairs whose boundary may shift before the run stops
 
 
 def score_pairs(
@@ -62,7 +59,8 @@ def score_pairs(
     """The pair table: a row a pair, summed log-probabilities in nats over the completion's tokens.
 
     policy, reference: Subject, folder, adapter folder, .gguf file or hub id. reference="adapter-disabled" is the
-        policy's own weights without its adapter; None leaves the reference columns NaN.
+        policy's own weights without its adapter, "adapter:NAME" with adapter NAME in its place, from that subfolder of
+        its folder or on the live PEFT model (TRL keeps its reference as `ref`); None leaves the reference columns NaN.
     pairs: file or rows, see read_pairs.
     reward: a reward model (Subject of load_reward, or its folder), or a function (prompts, completions) -> scores. It
         replaces `explicit_chosen` and `explicit_rejected` of the file.
@@ -91,25 +89,19 @@ def score_pairs(
     text = TextPolicy(template, eos, boundary, max_length, over_length)
     file = read_pairs(pairs)
     check_invalid(file, max_invalid)
-    subject, other, kind = _models(policy, reference)
-    models = [subject] if other is None else [subject, other]
-    if other is not None:
-        require_same_tokenizer(subject, other)
-    rows = min(model.vocab_size for model in models)
-    vocab = min(rows, real_vocabulary(subject.tokenizer))
-    encoder = Encoder(subject.tokenizer, text, vocab_rows=rows, limit=_limit(models), source=file.source)
+    models = scored_models(policy, reference)
+    subject, vocab, by_role = models.policy, models.vocab, models.by_role
+    encoder = models.encoder(text, file.source)
     encoded, invalid, contradicting = encode_pairs(file, encoder)
     check_invalid(file, max_invalid, more=invalid)
     require_boundaries(encoded, encoder, file.source)
 
     kept: dict[str, Any] = {"batch_tokens": batch_tokens, "shards": shards, "cache": cache}
-    # whether a shifted boundary stops the run moves no score: a run that goes on with `accept` finds what is there
-    kept |= {"text_facts": {name: fact for name, fact in encoder.facts().items() if name != "boundary"}}
+    kept |= {"text_facts": score_facts(encoder)}
     options = kept | {"shard_size": 2 * shard_size, "progress": progress}
     sequences = _sequences(encoded)
     crossed = mismatched_sequences(encoded if mismatched else [], encoder.max_length)
     every = [*sequences, *crossed.sequences]
-    by_role = dict(zip(("policy", "reference"), models, strict=False))
     ways = {
         role: choose_way(model, every, share=share_prefix, vocab=vocab, stage=f"sharing {role}", **kept)
         for role, model in by_role.items()
@@ -137,17 +129,10 @@ def score_pairs(
         "raw_on_template_model": sum(pair.raw_on_template_model for pair in encoded),
         "contradicting_pair": contradicting,
     }
-    settings = encoder.facts() | {
-        "policy": subject.name,
-        "policy_fingerprint": subject.fingerprint,
-        "reference": None if other is None else other.name,
-        "reference_fingerprint": None if other is None else other.fingerprint,
-        "reference_kind": kind,
+    settings = {
+        **encoder.facts(),
+        **models.facts(),
         "explicit": origin,
-        "dtype": subject.dtype,
-        "tokenizer_hash": subject.fingerprints.tokenizer,
-        "vocabulary": vocab,
-        "masked_head_rows": max(model.vocab_size for model in models) - vocab,
         "cluster": cluster,
         "batch_tokens": batch_tokens,
         "share_prefix": _told(ways),
@@ -175,21 +160,6 @@ def _told(ways: Mapping[str, Way]) -> str:
     return told["policy"] if len(set(told.values())) == 1 else "; ".join(f"{role} {way}" for role, way in told.items())
 
 
-def _models(policy: Any, reference: Any) -> "tuple[Subject, Subject | None, str]":
-    """Both models and the kind of reference: separate, adapter-disabled or none."""
-    from .policy import ADAPTER_DISABLED, load_policy_and_reference
-
-    subject, other = load_policy_and_reference(policy, reference)
-    if other is None:
-        return subject, None, "none"
-    ours, theirs = (getattr(model, "model", model) for model in (subject, other))
-    return subject, other, ADAPTER_DISABLED if ours is theirs and subject is not other else "separate"
-
-
-def _limit(models: "Sequence[Subject]") -> int | None:
-    return min((model.limit for model in models if model.limit is not None), default=None)
-
-
 def encode_pairs(file: PairFile, encoder: Encoder) -> tuple[list[EncodedPair], list[Invalid], int]:
     """Pairs as ids, those set aside, and how many kept ones say the opposite of an earlier one."""
     encoded: list[EncodedPair] = []
@@ -212,19 +182,6 @@ def encode_pairs(file: PairFile, encoder: Encoder) -> tuple[list[EncodedPair], l
     return encoded, invalid, contradicting
 
 
-def require_boundaries(encoded: list[EncodedPair], encoder: Encoder, source: str) -> None:
-    shifted = [pair for pair in encoded if pair.boundary_shift]
-    if encoder.policy.boundary == "accept" or len(shifted) <= MAX_SHIFTED * len(encoded):
-        return
-    first = shifted[0]
-    raise InputError(
-        f"{source}, row {first.pair.row}: the prompt's last token merges with a completion (only {first.start} of "
-        f"{first.n_prompt} prompt tokens survive): {encoder.pieces(first)}. It happens in {len(shifted)} of "
-        f"{len(encoded)} pairs. End the prompts at a token boundary, most simply a newline, or pass boundary='accept' "
-        "(--boundary accept), which scores the merged token with the completion"
-    )
-
-
 def _sequences(encoded: list[EncodedPair]) -> list[TokenSequence]:
     """Chosen and rejected of every pair, in turn."""
     return [TokenSequence(ids, pair.start) for pair in encoded for ids in (pair.chosen_ids, pair.rejected_ids)]
@@ -234,7 +191,7 @@ def _table(encoded: list[EncodedPair], totals: Mapping[str, list[float]], explic
     absent = [float("nan")] * (2 * len(encoded))
     columns: dict[str, Any] = {"row": [pair.pair.row for pair in encoded]}
     columns["pair_id"] = [pair.pair.pair_id for pair in encoded]
-    columns["prompt_hash"] = [_prompt_hash(pair) for pair in encoded]
+    columns["prompt_hash"] = [prompt_hash(pair) for pair in encoded]
     for role, values in (("policy", totals["policy"]), ("reference", totals.get("reference", absent))):
         columns[f"{role}_chosen"], columns[f"{role}_rejected"] = values[::2], values[1::2]
     columns["explicit_chosen"], columns["explicit_rejected"] = explicit[::2], explicit[1::2]
@@ -270,11 +227,7 @@ def _overlap(pair: EncodedPair) -> float:
 
 def prompt_ids(encoded: list[EncodedPair]) -> list[str]:
     """The id given in the file, else a hash of the rendered text: a merged boundary must not split a prompt."""
-    return [pair.pair.prompt_id or _prompt_hash(pair) for pair in encoded]
-
-
-def _prompt_hash(pair: EncodedPair) -> str:
-    return hashlib.sha256(pair.prompt_text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return [pair.pair.prompt_id or prompt_hash(pair) for pair in encoded]
 
 
 def _response_clusters(encoded: list[EncodedPair]) -> list[str]:

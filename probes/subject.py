@@ -130,6 +130,8 @@ class Subject(Protocol):
 
     def without_adapter(self) -> "Subject": ...
 
+    def with_adapter(self, name: str) -> "Subject": ...
+
 
 @runtime_checkable
 class RewardSubject(Protocol):
