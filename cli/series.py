@@ -62,10 +62,14 @@ def series(
     Some saves:     alignscope series dpo/step_* --reference base/ --pairs test.jsonl --out runs/series
     A gate in CI:   alignscope series ... --fail-if 'metrics.ranking_dpo_loss.low>0.693'
     """
-    from ..diagnose.gates import Gate
+    from ..diagnose.gates import Gate, require_estimates
 
     gates = [Gate.parse(text) for text in fail_if or []]
     asked = None if numbers is None else _numbers(numbers)
+    if gates:
+        from ..diagnose.estimate_names import series_estimate_names
+
+        require_estimates(gates, series_estimate_names())
 
     from ..cache import cache_folder
     from ..diagnose.series_run import series as run_series

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
+from .metric_figures import metric_figures
 from .objective_figures import companion_figures, objective_figures
 from .profiles import contrast_profile, layer_profile
 from .ranking_figures import ranking_figures
@@ -38,6 +39,7 @@ _BY_SECTION = {
     "spinal_trace": spinal_figures,
     "weights": weight_figures,
     "series": series_figures,
+    "metrics": metric_figures,
 }
 
 

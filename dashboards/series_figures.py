@@ -50,7 +50,7 @@ def _trajectory(tables: Mapping[str, pd.DataFrame], estimates: Mapping[str, Esti
     rows = tables["trajectory"]
     shown = [letter for letter in PANELS if rows[rows.signal == letter].value.notna().any()]
     n_rows = -(-len(shown) // COLUMNS)
-    figure = _panels(
+    figure = panels(
         title=_title(estimates),
         how="A panel a signal, over the last blocks of the model. The band is the interval over prompts (for α and "
         "RankMe from leaving out groups of prompts); the dashed line is the start. Shaded is where the first change "
@@ -79,7 +79,7 @@ def _title(estimates: Mapping[str, Estimate]) -> str:
     return f"{begun}; {broken}"
 
 
-def _panels(*, title: str, how: str, headings: Sequence[str], n_rows: int) -> go.Figure:
+def panels(*, title: str, how: str, headings: Sequence[str], n_rows: int) -> go.Figure:
     """A canvas with a grid of panels under one title."""
     n_columns = min(COLUMNS, len(headings)) if n_rows > 1 else len(headings)
     figure = make_subplots(
@@ -143,7 +143,7 @@ def _layers(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> 
     layers = sorted(int(layer) for layer in rows.layer.unique())
     blocks = settings.get("terminal_blocks")
     start = int(blocks[0]) if blocks and int(blocks[0]) in layers else layers[-1]
-    figure = _panels(
+    figure = panels(
         title=_farthest(rows),
         how="The slider picks a layer; the panels show its exponent, the angle of the step that leaves it and how far "
         "its read-out lies from that of the start, save by save. The axes stay as they are, so that layers can be "

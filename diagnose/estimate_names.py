@@ -7,8 +7,10 @@ from . import (
     objectives_section,
     ranking_report,
     reward_report,
+    series_metrics,
     spinal_estimates,
     spinal_score,
+    spinal_series_estimates,
     weight_section,
 )
 
@@ -36,3 +38,8 @@ def audit_estimate_names(wanted: Collection[str], shifted: Collection[str] = ())
     }
     made = {section for one in wanted for section in BROUGHT[one]}
     return {section: own for section, own in names.items() if section in made}
+
+
+def series_estimate_names() -> Mapping[str, tuple[str, ...]]:
+    """Section -> the names that the estimates of a series can have."""
+    return {"series": spinal_series_estimates.SERIES_NAMES, "metrics": series_metrics.METRIC_NAMES}

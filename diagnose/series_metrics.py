@@ -22,6 +22,7 @@ HEADLINES = (
     "spinal.d_entropy_terminal",
     "spinal.base_distance_terminal",
 )
+METRIC_NAMES = tuple(name.replace(".", "_") for name in HEADLINES)
 COLUMNS = ("step", "section", "name", "label", "value", "low", "high", "n", "n_clusters", "unit", "reason")
 
 
@@ -83,8 +84,9 @@ def _best(table: pd.DataFrame) -> str:
         rows = table[(table.section == "ranking") & (table.name == name) & table.value.notna()]
         if not len(rows):
             continue
-        row = rows.loc[rows.value.idxmin() if lowest else rows.value.idxmax()]
-        end = rows.loc[rows.step.idxmax()]
+        value = rows.value.to_numpy(dtype=float)
+        row = rows.iloc[int(value.argmin() if lowest else value.argmax())]
+        end = rows.iloc[int(rows.step.to_numpy().argmax())]
         parts.append(
             f"{what} is {'lowest' if lowest else 'highest'} at step {int(row.step)} ({_shown(row)}; last save, step "
             f"{int(end.step)}: {_shown(end)})"

@@ -50,7 +50,7 @@ class SpinalDistance:
         table = self.to_frame()
         if not table.n.max():
             return f"{self.names[1]} and {self.names[0]} have no prompt with finite rows in both."
-        top = table.loc[table.distance.idxmax()]
+        top = table.iloc[int(table.distance.fillna(-1.0).to_numpy().argmax())]
         return (
             f"On {int(top.n)} prompts the read-outs of {self.names[1]} and {self.names[0]} are farthest apart at layer "
             f"{int(top.layer)}: {top.distance:.3g} [{top.distance_low:.3g}, {top.distance_high:.3g}] rad of 3.14."

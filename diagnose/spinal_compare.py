@@ -214,8 +214,7 @@ def compare_spinal(
         pairs,
         identical=identical,
         seed=seed,
-        template=base.settings["text"]["template"],
-        eos=base.settings["text"]["eos"],
+        text=base.settings.get("text", {}),
         progress=progress,
     )
     score, score_estimates = score_of(base, aligned, window, norms, weights=weights, gradient=gradient)

@@ -43,7 +43,7 @@ def lens_steps(
 ) -> LensSteps:
     """Fisher-Rao angle of every step between layers, the entropy of every layer, the angles of `pairs` of layers."""
     head = subject.head()
-    angles, entropies, across = [], [], []
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     steps = [(layer, layer + 1) for layer in range(len(rows) - 1)]
     for block in rows.to(subject.device).split(BLOCK if head else _places(len(rows), vocab), dim=1):
         if head is None:
@@ -62,9 +62,9 @@ def lens_steps(
             )
             assert lens.pair_angle is not None  # asked for, if only for none
             angle, entropy, more = lens.angle, lens.entropy, lens.pair_angle
-        for found, part in ((angles, angle), (entropies, entropy), (across, more)):
-            found.append(part.double().cpu())
-    return LensSteps(*(torch.cat(found, 1).numpy() for found in (angles, entropies, across)))
+        parts.append((angle.double().cpu(), entropy.double().cpu(), more.double().cpu()))
+    angle, entropy, more = (torch.cat(part, 1).numpy() for part in zip(*parts, strict=True))
+    return LensSteps(angle, entropy, more)
 
 
 @torch.no_grad()

@@ -56,7 +56,7 @@ def _finding(comparison: "SpinalComparison", name: str, rows: pd.DataFrame) -> F
 
 def _trained(name: str, base: str, aligned: str, rows: pd.DataFrame) -> str:
     parts = [
-        f"{WORDS[row.quantity]} {_size(row, 'effect')}, {_size(row, 'control_effect')} in {name}, the rest "
+        f"{WORDS[str(row.quantity)]} {_size(row, 'effect')}, {_size(row, 'control_effect')} in {name}, the rest "
         f"{_size(row, 'net')}: {row.verdict}"
         for row in rows.itertuples()
     ]
@@ -64,7 +64,7 @@ def _trained(name: str, base: str, aligned: str, rows: pd.DataFrame) -> str:
 
 
 def _template(name: str, base: str, aligned: str, rows: pd.DataFrame) -> str:
-    parts = [f"{WORDS[row.quantity]} {_size(row, 'control_effect')}" for row in rows.itertuples()]
+    parts = [f"{WORDS[str(row.quantity)]} {_size(row, 'control_effect')}" for row in rows.itertuples()]
     return f"Control {name}: the chat template alone moves {base} over the last blocks by as much as this: " + (
         f"{'; '.join(parts)} (the effect of training: {'; '.join(_size(row, 'effect') for row in rows.itertuples())})."
     )
@@ -72,7 +72,7 @@ def _template(name: str, base: str, aligned: str, rows: pd.DataFrame) -> str:
 
 def _noise(name: str, base: str, aligned: str, rows: pd.DataFrame) -> str:
     parts = [
-        f"{WORDS[row.quantity]} {_size(row, 'effect')} against at most {_size(row, 'control_effect')} "
+        f"{WORDS[str(row.quantity)]} {_size(row, 'effect')} against at most {_size(row, 'control_effect')} "
         f"({row.verdict}, p = {row.p:.2g})"
         for row in rows.itertuples()
     ]

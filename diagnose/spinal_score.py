@@ -3,7 +3,7 @@
 Pure formulas stand in `spinal_components`, `spinal_composite` and `spinal_window`; here they get their numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,11 +62,13 @@ def block_norms_of(
     *,
     identical: bool,
     seed: int,
-    template: str = "auto",
-    eos: str = "auto",
+    text: Mapping[str, Any],
     progress: Progress | None = None,
 ) -> Norms:
-    """The norms of G: how far each block's weights moved, or the gradients of both models on the same pairs."""
+    """The norms of G: how far each block's weights moved, or the gradients of both models on the same pairs.
+
+    text: how the prompts of the traces became ids; the pairs are read the same way.
+    """
     if identical:
         return Norms(reason="identical weights")
     if gradient == "transport_share" or subjects is None:
@@ -83,7 +85,7 @@ def block_norms_of(
     found = [
         gradient_concentration(
             subject, pairs, of=place, loss="nll" if place == "lens_local" else "margin", seed=seed,
-            template=template, eos=eos, progress=progress,
+            template=text.get("template", "auto"), eos=text.get("eos", "auto"), progress=progress,
         )
         for subject in subjects
     ]  # fmt: skip

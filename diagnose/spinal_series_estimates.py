@@ -11,12 +11,21 @@ from .changepoints import ALARM_AT, MIN_INCREMENTS, Break, Cusum, Onset, false_a
 from .report import Estimate, finite
 from .spinal_estimates import BOOTSTRAP, FEW_CLUSTERS, estimate, ours
 from .spinal_series_rules import WORDS, AgainstBest, Alarm
-from .spinal_series_signals import NAMES, UNITS, WATCHED
+from .spinal_series_signals import FLIPPED, NAMES, UNITS, WATCHED
 from .spinal_trace import SAMPLING_ONLY
 from .statistics import estimate_from
 
 STEPS = "training steps"
 TOO_FEW = "too few checkpoints"
+
+HELD_OUT_NAMES = {"dpo_loss": "dpo_loss_above_best", "ranking_accuracy": "ranking_accuracy_below_best"}
+SERIES_NAMES = (  # that the estimates of the section can have
+    *(name if letter in "Dv" else f"d_{name}" for letter, name in NAMES.items()),
+    *("onset", *(f"onset_{NAMES[letter]}" for letter in (*FLIPPED, "A"))),
+    *(f"break_{NAMES[letter]}" for letter in ("T", "H")),
+    *(f"cusum_{NAMES[letter]}" for letter in WATCHED),
+    *("false_alarm_rate", "first_alarm", *HELD_OUT_NAMES.values()),
+)
 
 
 def series_estimates(
@@ -151,8 +160,7 @@ def _false_alarms(n: int) -> Estimate:
 
 
 def _named(held_out: Mapping[str, AgainstBest]) -> list[tuple[str, str, AgainstBest]]:
-    names = {"dpo_loss": "dpo_loss_above_best", "ranking_accuracy": "ranking_accuracy_below_best"}
-    return [(names[key], key, against) for key, against in held_out.items()]
+    return [(HELD_OUT_NAMES[key], key, against) for key, against in held_out.items()]
 
 
 def _held_out(

@@ -31,7 +31,7 @@ WATCHED = ("T", "H", "A", "v")  # by CUSUM
 NO_DISTANCE = "models not given"
 NUMBERS = ("value", "low", "high", "change", "change_low", "change_high", "p")
 ENDS = ("", "_low", "_high")
-NO_EFFICIENCY = "the ends of this window were not compared: the last third has a geodesic efficiency"
+NO_EFFICIENCY = "the ends of this window were not compared (those of the last third are), or every path is too short"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -129,7 +129,7 @@ def read_signals(
 def _efficiency(readings: Sequence[Readings], window: tuple[int, int]) -> Float[np.ndarray, "saves N"] | None:
     """Geodesic efficiency of every prompt over the window, where all traces hold it."""
     found = [one.efficiency(*window) for one in readings]
-    whole = [values for values in found if values is not None]
+    whole = [values for values in found if values is not None and np.isfinite(values).any()]
     return np.array(whole) if len(whole) == len(found) else None
 
 

@@ -64,8 +64,8 @@ def noisy_blocks(base: Subject, norms: Mapping[Place, float], *, seed: Sequence[
         yield base.under(name, item_key("noise", base.fingerprint, sorted(norms.items()), list(seed)))
     finally:
         with torch.no_grad():
-            for parameter, before in kept:
-                parameter.copy_(before)
+            for changed, before in kept:
+                changed.copy_(before)
 
 
 def _own_name(name: str) -> str:

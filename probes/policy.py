@@ -64,7 +64,7 @@ def load_control(
     device: str = "auto",
 ) -> "Subject":
     """A control checkpoint beside policy and reference; the base of an adapter is found as the policy's is."""
-    return _load_policy(control, reference, base if is_adapter(control) else None, dtype, device)
+    return _load_policy(control, reference, base if is_adapter(control) else None, None, dtype, device)
 
 
 def load_judge(reward: Any, *, base: Any, reference: Any, dtype: str = "float32", device: str = "auto") -> Any:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from alignscope.diagnose.spinal_reading import Readings, TracedPrompt
+from alignscope.diagnose.spinal_reading import Readings, TracedPrompt, layer_pairs
 from alignscope.diagnose.spinal_series import SeriesDistances
 from alignscope.diagnose.spinal_trace import SpinalTrace, TracedModel, analyse
 
@@ -25,6 +25,7 @@ def start(n: int = PROMPTS, *, slope: float = 0.8, name: str = "step_0") -> Spin
         entropy=4.0 + 0.4 * random.normal(size=(BLOCKS + 1, n)),
         angle_sampled=np.full((BLOCKS, n), np.nan),
         entropy_sampled=np.full((BLOCKS + 1, n), np.nan),
+        across=np.full((len(layer_pairs(BLOCKS)), n), np.nan),
     )
     prompts = [
         TracedPrompt(row=i + 1, prompt_id=None, digest=f"{i:04d}", ids=(1, i + 2), positions=(1,)) for i in range(n)

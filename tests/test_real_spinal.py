@@ -8,6 +8,7 @@ import pytest
 
 import alignscope
 from alignscope.diagnose.spinal import SpinalTrace, compare_spinal, spinal_trace
+from alignscope.diagnose.spinal_estimates import TRACE_NAMES
 
 pytestmark = pytest.mark.real
 N = 64
@@ -37,7 +38,7 @@ def test_every_block_has_finite_numbers_in_their_ranges(trace):
     assert steps.angle.between(0, math.pi).all()
     assert steps.angle_sampled.between(0, math.pi).all()
     assert steps.angle.iloc[0] > 3  # embeddings to block 1: 3.13 on 512 prompts
-    assert len(trace.section().section.estimates) == 5
+    assert set(trace.section().section.estimates) == set(TRACE_NAMES)
 
 
 def test_the_reference_does_not_differ_from_itself(trace):

@@ -523,8 +523,9 @@ def test_a_table_from_own_numbers_is_turned_and_filled():
     assert [*scores["pair_id"]] == [*scores["prompt_id"]] == ["1", "2", "3"]
     with pytest.raises(InputError, match="no column policy_rejected"):
         PairScores.from_frame(frame.drop(columns="policy_rejected"))
-    with pytest.raises(InputError, match=r"row 1: preference 2\.0"):
-        PairScores.from_frame(frame.assign(preference=[2.0, 0.5, 0.5]))
+    bad = PairScores.from_frame(frame.assign(preference=[2.0, 0.5, 0.5]))
+    assert [*bad["pair_id"]] == ["2", "3"]
+    assert bad.invalid_counts == {"votes_invalid": 1}
 
 
 def test_scores_that_are_not_finite_are_set_aside():

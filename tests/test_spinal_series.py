@@ -13,6 +13,7 @@ from series_samples import BLOCKS, PROMPTS, distances, moved, path, start
 import alignscope
 from alignscope import InputError
 from alignscope.diagnose.spinal_compare import compare_spinal
+from alignscope.diagnose.spinal_reading import layer_pairs
 from alignscope.diagnose.spinal_series import HeldOut, SeriesDistances, spinal_series, together
 from alignscope.diagnose.spinal_series_rules import against_best, entropy_alarms, loss_alarms, speed_alarms
 from alignscope.diagnose.spinal_series_signals import Signals, increments_of, read_signals, trajectory_table
@@ -366,7 +367,7 @@ def test_one_block_as_window_has_no_transport_and_says_so(base):
 def test_an_efficiency_of_the_traces_is_taken_in(base):
     """Later traces hold one; prompts without it count as unchanged in the test and are left out of the mean."""
     efficiency = np.full(PROMPTS, 0.6)
-    efficiency[:5] = np.nan
+    efficiency[:5] = np.nan  # as of a path too short to have one
     saves = path(base, [0.0, 0.0, 0.0])
     found = read_signals(
         [_with_efficiency(trace, efficiency - 0.1 * i) for i, trace in enumerate(saves)],
@@ -394,11 +395,10 @@ def test_prompts_without_an_efficiency_neither_hide_nor_make_a_change():
 
 
 def _with_efficiency(trace, values):
-    class WithEfficiency(type(trace.readings)):
-        geodesic_efficiency = values
-
-    fields = {name: getattr(trace.readings, name) for name in trace.readings.__dataclass_fields__}
-    return replace(trace, readings=WithEfficiency(**fields))
+    """The same trace with ends of the window as far apart as an efficiency says."""
+    across = trace.readings.across.copy()
+    across[layer_pairs(6).index((4, 6))] = values * trace.readings.angle[4:6].sum(0)
+    return replace(trace, readings=replace(trace.readings, across=across))
 
 
 def test_every_number_is_reconstructed_and_in_the_section(jump):
