@@ -45,8 +45,8 @@ def _panels(table: pd.DataFrame, shown: list[str]) -> go.Figure:
     figure = panels(
         title="What each save does, by training step",
         how="A point is a save, with its 95 % interval. The dashed line is a model that training did not touch: one "
-        "half for accuracies, log 2 for the loss, 0 for differences. Neighbouring saves whose intervals overlap are not "
-        "told apart by these pairs.",
+        "half for accuracies, log 2 for the loss, 0 for differences. Neighbouring saves whose intervals overlap are "
+        "not told apart by these pairs.",
         headings=[_NAMES[name] for name in shown],
         n_rows=-(-len(shown) // COLUMNS),
     )

@@ -63,8 +63,8 @@ def lens_steps(
             assert lens.pair_angle is not None  # asked for, if only for none
             angle, entropy, more = lens.angle, lens.entropy, lens.pair_angle
         parts.append((angle.double().cpu(), entropy.double().cpu(), more.double().cpu()))
-    angle, entropy, more = (torch.cat(part, 1).numpy() for part in zip(*parts, strict=True))
-    return LensSteps(angle, entropy, more)
+    whole = [torch.cat(part, 1).numpy() for part in zip(*parts, strict=True)]
+    return LensSteps(whole[0], whole[1], whole[2])
 
 
 @torch.no_grad()
