@@ -23,7 +23,7 @@ from .spinal_between import SpinalDistance, spinal_distance
 from .spinal_compare import SpinalComparison, compare_spinal
 from .spinal_lens import lens_vocabulary
 from .spinal_reading import Folder, Progress, Readings, TracedPrompt, opened, prepare_prompts, read_prompts_of
-from .spinal_settings import check_trace_settings
+from .spinal_settings import check_trace_settings, preset_values
 from .spinal_trace import TRACE_VERSION, SpinalTrace, TracedModel, analyse
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def spinal_trace(
     prompts: "str | os.PathLike[str] | Iterable[Any] | PromptFile",
     *,
     positions: str = "last",
-    window: tuple[float, float] = (0.02, 0.2),
+    window: tuple[float, float] | str = (0.02, 0.2),
     lens: str = "logit",
     preset: str = "robust",
     lens_positions: int = 4,
@@ -69,9 +69,16 @@ def spinal_trace(
     p_l = softmax(readout(h_l) / temperature), [L] steps; entropy of p_l in nats, [L + 1]. Layer 0 is the embeddings.
 
     prompts: file, rows, or PromptFile. Cut from the left to `max_tokens`, then repeated ones are dropped, counted.
-    window: the ranks, as shares of the number r of singular values. lens_positions: positions inside a prompt that are
+    window: the ranks, as shares of the number r of singular values, or "auto" (`auto_window`, a layer at a time: such a
+        trace is compared with no other). preset: "robust", or "paper_guess" (a reading of a summary of the paper, not a
+        reproduction: ranks .1 r to .9 r, last token alone); it sets window and lens_positions that are left alone.
+    estimator: of alpha, see fit_power_law. center, row_scale ("rms", "l2"): of the rows before their spectrum.
+    bias: "half_sample" adds alpha_corrected, refused under 4 independent rows a column. drop_top: adds
+        alpha_without_top, without so many columns of largest variance, and the gate "outliers". stack: adds
+        alpha_stacked, the mean over disjoint stacks of so many rows with its interval. All three beside alpha.
+    lens_positions: positions inside a prompt that are
         read beside the last and reported apart. groups: of the delete-group jackknife.
-    preset, positions, lens, stack, center, row_scale, estimator, bias, vocabulary, drop_top: their defaults only.
+    positions, lens, vocabulary: their defaults only.
     template, eos: how text becomes ids, see TextPolicy; a prompt never gets an end of sequence.
     tokenizer: whose ids and chat template the prompts get, so that two models read the same; None is the model's own.
     max_invalid: share of prompts without a measurable token or with a NaN above which nothing is reported.
@@ -81,6 +88,8 @@ def spinal_trace(
     layer and row), or rows that would not fit in memory. The result changes neither with batch size nor prompt order.
     """
     check_trace_settings(locals())
+    chosen = preset_values(preset, window=window, lens_positions=lens_positions)
+    window, lens_positions = chosen["window"], chosen["lens_positions"]
     file = read_prompts(prompts)
     encoder = Encoder(
         tokenizer or subject.tokenizer,
@@ -107,9 +116,13 @@ def spinal_trace(
     settings: dict[str, Any] = {
         "preset": preset,
         "positions": positions,
-        "window": tuple(window),
+        "window": window if isinstance(window, str) else tuple(window),
         "estimator": estimator,
-        "centering": "column",
+        "centering": "column" if center else "none",
+        "row_scale": row_scale,
+        "bias": bias,
+        "drop_top": drop_top,
+        "stack": stack,
         "lens": lens,
         "lens_positions": lens_positions,
         "max_tokens": max_tokens,

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 CONTROLS = ("halves", "template", "noise")
 DEFAULT_CONTROLS = ("halves",)
 NOISE_SEEDS = 3
-SAME_SETTINGS = ("positions", "lens", "lens_positions", "temperature", "window", "groups", "seed", "max_tokens")
+SAME_SETTINGS = (
+    *("positions", "lens", "lens_positions", "temperature", "window", "groups", "seed", "max_tokens"),
+    *("estimator", "centering", "row_scale"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -283,6 +286,8 @@ def _check_controls(controls: Sequence[str]) -> None:
 
 def require_comparable(base: SpinalTrace, aligned: SpinalTrace) -> list[str]:
     """The identical-N rule: raises InputError naming both values; returns what is allowed but must be said."""
+    if "auto" in (base.settings["window"], aligned.settings["window"]):
+        raise InputError("window='auto' takes other ranks in every layer and model: a contrast needs fixed ones")
     pairs: list[tuple[str, Any, Any]] = [("blocks", base.model.n_layers, aligned.model.n_layers)]
     pairs.append(("prompts", len(base.prompts), len(aligned.prompts)))
     pairs.append(("dtype", base.model.dtype, aligned.model.dtype))

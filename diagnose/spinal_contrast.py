@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from ..errors import InputError
-from .spinal_gates import BULK, WIDE, Window, exponents_at, window_ranks
+from .spinal_gates import BULK, WIDE, Window, window_ranks
+from .spinal_options import exponents_with
 from .spinal_reading import last_third
 from .spinal_settings import RESOLUTION
 from .spinal_trace import bootstrap_means, jackknife_se, student
@@ -32,6 +33,7 @@ class SpectraSide:
     jackknife: Float[np.ndarray, "G layers k"]
     n_ranks: Int[np.ndarray, "layers"]
     fitted: Bool[np.ndarray, "layers"]  # the layer has an exponent
+    estimator: str = "ols"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -87,8 +89,8 @@ def exponents_of_both(
     for layer in np.flatnonzero(base.fitted & aligned.fitted):
         first, last = window_ranks(int(min(base.n_ranks[layer], aligned.n_ranks[layer])), window)
         for side, value, group in zip((base, aligned), values, groups, strict=True):
-            value[layer] = exponents_at(side.spectra[layer], first, last)
-            group[:, layer] = exponents_at(side.jackknife[:, layer], first, last)
+            value[layer] = exponents_with(side.spectra[layer], first, last, side.estimator)
+            group[:, layer] = exponents_with(side.jackknife[:, layer], first, last, side.estimator)
     return values, groups
 
 

@@ -14,6 +14,7 @@ from scipy import stats
 
 from .spinal_contrast import SUFFIXES, SpectraSide, by_cluster, exponents_of_both, smallest, student_p
 from .spinal_gates import Window, fit_layer
+from .spinal_options import SpectrumOptions, scaled
 from .spinal_spectra import all_layers, group_labels, rounding_floor
 from .spinal_trace import DRAWS, SpinalTrace, cluster_codes, jackknife_se
 from .statistics import cluster_bootstrap
@@ -128,8 +129,11 @@ def spectra_of(
 ) -> SpectraSide:
     """Spectra of some rows and without each jackknife group of them, and which layers have an exponent."""
     n_groups = settings["groups"] if len(np.unique(clusters)) >= settings["groups"] else 0
-    full, jackknife, _ = all_layers(rows, group_labels(clusters, max(n_groups, 1), seed), n_groups)
-    options = {"n": rows.shape[1], "width": rows.shape[2], "window": settings["window"], "dtype": dtype}
+    how = SpectrumOptions.of(settings)
+    labels = group_labels(clusters, max(n_groups, 1), seed)
+    full, jackknife, _ = all_layers(scaled(rows, how.row_scale), labels, n_groups, center=how.center)
+    options: dict[str, Any] = {"n": rows.shape[1], "width": rows.shape[2], "window": settings["window"], "dtype": dtype}
+    options |= {"estimator": how.estimator}
     fits = [fit_layer(sigma, floor=floor, **options) for sigma, floor in zip(full, floors, strict=True)]
     spectra = np.zeros(jackknife.shape[1:])
     for layer, sigma in enumerate(full):
@@ -139,6 +143,7 @@ def spectra_of(
         jackknife=jackknife,
         n_ranks=np.array([fit.n_ranks for fit in fits]),
         fitted=np.array([math.isfinite(fit.alpha) for fit in fits]),
+        estimator=how.estimator,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .spinal_contrast import ExponentContrast, SpectraSide, exponent_contrast, windows
+from .spinal_options import SpectrumOptions
 from .spinal_reading import Readings
 from .spinal_trace import SpinalTrace, bootstrap_means
 
@@ -105,4 +106,5 @@ def spectra_side(trace: SpinalTrace, refused: str | None) -> SpectraSide:
         jackknife=trace.jackknife_spectra,
         n_ranks=trace.layers.n_ranks.to_numpy(),
         fitted=np.zeros_like(fitted) if refused else fitted,
+        estimator=SpectrumOptions.of(trace.settings).estimator,
     )

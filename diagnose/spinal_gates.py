@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from ..probes.kernels import (
     spectral_entropy_rank,
     stable_rank,
 )
+from ..probes.kernels.power_law import Estimator
 from ..probes.kernels.rank_plot import (
     FEW_POINTS,
     MAX_CURVATURE,
@@ -80,20 +82,21 @@ def fit_layer(
     *,
     n: int,
     width: int,
-    window: Window,
+    window: Window | Literal["auto"],
     halves: Sequence[Spectrum] = (),
     floor: float = 0.0,
     dtype: str = "float32",
+    estimator: Estimator = "ols",
 ) -> LayerFit:
     """Fit and gates of one layer's singular values (n rows of `width` columns); `halves`: spectra of n // 2 of them.
 
     floor: variance added by storage in `dtype` (spinal_spectra.rounding_floor). Of bfloat16 and float16 the ranks under
-    it are dropped, in the halves too; the gate "floor" is judged on the window of all ranks. Thresholds: ours
-    (docs/spinal.md).
+    it are dropped, in the halves too; the gate "floor" is judged on the window of all ranks. estimator: of alpha, see
+    `fit_power_law`; R^2, curvature and jitter stay those of lines. Thresholds: ours (docs/spinal.md).
     """
-    plain = fit_power_law(sigma, window=window)
+    plain = fit_power_law(sigma, window=window, estimator=estimator)
     sigma_plain, sigma = sigma, above_floor(sigma, n, floor, dtype)
-    fit = fit_power_law(sigma, window=window)
+    fit = fit_power_law(sigma, window=window, estimator=estimator)
     if plain.n_ranks == 0:
         return _without(fit, f"all {n} rows are the same: every prompt gives this layer the same input")
     if n < MIN_ROWS or width < MIN_ROWS - 1:
@@ -104,10 +107,13 @@ def fit_layer(
     if fit.exponent is None:
         return _without(fit, fit.reason or "no fit")
     alpha, (head, tail) = fit.exponent, fit.half_exponents or (math.nan, math.nan)
+    if window == "auto":  # halves get the same share of their ranks, not a choice of their own
+        window = fit.first_rank / fit.n_ranks, fit.last_rank / fit.n_ranks
     halves = [above_floor(half, n // 2, floor, dtype) for half in halves]
-    halved = np.array([_exponent(fit_power_law(half, window=window)) for half in halves])
+    halved = np.array([_exponent(fit_power_law(half, window=window, estimator=estimator)) for half in halves])
     half_ratio = over(float(halved.mean()), alpha) if len(halved) else math.nan
-    jitter = relative_jitter(sigma, fit.first_rank, fit.last_rank, fit.n_ranks, alpha)
+    line = alpha if estimator == "ols" else float(exponents_at(sigma, fit.first_rank, fit.last_rank))
+    jitter = relative_jitter(sigma, fit.first_rank, fit.last_rank, fit.n_ranks, line)  # of the window, by lines
     floor_ratio = float(sigma_plain[plain.last_rank - 1] ** 2 / n / floor) if floor > 0 else math.nan
     r_squared = math.nan if fit.r_squared is None else fit.r_squared
     bend = relative_bend(head, tail, alpha)

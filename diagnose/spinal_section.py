@@ -101,7 +101,8 @@ def comparison_section(comparison: "SpinalComparison") -> SectionResult:
 
 def _settings(settings: dict[str, Any], token_hash: str) -> dict[str, Any]:
     shown = {name: value for name, value in settings.items() if name != "key"}
-    return {**shown, "window": list(settings["window"]), "token_hash": token_hash}
+    window = settings["window"]
+    return {**shown, "window": window if window == "auto" else list(window), "token_hash": token_hash}
 
 
 def _window(n_layers: int) -> tuple[tuple[int, int] | None, str | None]:

@@ -20,18 +20,22 @@ class RowSpectrum:
 
     From the Gram matrix of the smaller side, in float64 after centring; values under 1e-7 of the first are rounding of
     0 (a fit counts them from 1e-6). At most min(distinct rows - 1, d) values; none where all rows are the same.
+    center=False: the rows as they are, min(distinct rows, d) values.
     """
 
-    def __init__(self, rows: Float[np.ndarray, "N d"]) -> None:
+    def __init__(self, rows: Float[np.ndarray, "N d"], *, center: bool = True) -> None:
         self.n, self.width = rows.shape
+        self.center = center
         self.n_distinct = len({row.tobytes() for row in rows})
         x = torch.from_numpy(np.array(rows, dtype=np.float64))
-        self._rows = x - x.mean(0)
+        self._rows = x - x.mean(0) if center else x
         self._gram = self._rows @ self._rows.T if self.n <= self.width else None
 
     def values(self) -> Float[np.ndarray, "r"]:
         """Of all rows."""
-        return self.subset(None)[: max(0, min(self.n_distinct - 1, self.width))]
+        if self.n_distinct < 2:
+            return np.zeros(0)
+        return self.subset(None)[: min(self.n_distinct - self.center, self.width)]
 
     def subset(self, keep: Int[np.ndarray, "n"] | None) -> Float[np.ndarray, "k"]:
         """Of some rows; min(n - 1, d) values."""
@@ -39,13 +43,13 @@ class RowSpectrum:
         if self._gram is not None:
             gram = self._gram[chosen][:, chosen]
             mean = gram.mean(0)
-            gram = gram - mean - mean[:, None] + mean.mean()
+            gram = gram - mean - mean[:, None] + mean.mean() if self.center else gram
         else:
             x = self._rows[chosen]
-            x = x - x.mean(0)
+            x = x - x.mean(0) if self.center else x
             gram = x @ x.T if len(x) <= self.width else x.T @ x
         n = self.n if keep is None else len(keep)
-        eigenvalues = torch.linalg.eigvalsh(gram).flip(0)[: min(n - 1, self.width)]
+        eigenvalues = torch.linalg.eigvalsh(gram).flip(0)[: min(n - self.center, self.width)]
         return eigenvalues.clamp(min=0).sqrt().numpy()
 
 
@@ -70,7 +74,7 @@ def group_labels(clusters: Int[np.ndarray, "N"], n_groups: int, seed: int) -> In
 
 def delete_group_spectra(spectra: RowSpectrum, groups: Int[np.ndarray, "N"], n_groups: int) -> Float[np.ndarray, "G k"]:
     """Singular values without each group in turn, padded with 0 to min(N - 1, d)."""
-    found = np.zeros((n_groups, min(spectra.n - 1, spectra.width)))
+    found = np.zeros((n_groups, min(spectra.n - spectra.center, spectra.width)))
     for group in range(n_groups):
         values = spectra.subset(np.flatnonzero(groups != group))
         found[group, : len(values)] = values
@@ -89,14 +93,15 @@ def all_layers(
     n_groups: int,
     *,
     halves: Sequence[Int[np.ndarray, "_"]] = (),
+    center: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Float[np.ndarray, "_"]], Float[np.ndarray, "G layers k"], list[list[Float[np.ndarray, "_"]]]]:
     """Of every layer: the spectrum, those without each group, and those of the `halves`. progress(done, layers)."""
     n_layers, n, width = rows.shape
     full, halved = [], []
-    jackknife = np.zeros((n_groups, n_layers, max(0, min(n - 1, width))))
+    jackknife = np.zeros((n_groups, n_layers, max(0, min(n - center, width))))
     for layer in range(n_layers):
-        spectrum = RowSpectrum(rows[layer])
+        spectrum = RowSpectrum(rows[layer], center=center)
         full.append(spectrum.values())
         constant = spectrum.n_distinct < 2
         if not constant:

@@ -23,11 +23,11 @@ from .spinal_gates import (
     RANK_MEASURES,
     ROUGH_DTYPES,
     LayerFit,
-    exponents_at,
     fit_layer,
     local_slopes,
     rank_measures,
 )
+from .spinal_options import SpectrumOptions, add_options, exponents_with, scaled
 from .spinal_reading import TORN, Folder, Readings, TracedPrompt, opened, read_arrays, write_arrays
 from .spinal_spectra import all_layers, group_labels, half_samples, rounding_floor
 from .statistics import cluster_bootstrap, delete_group_jackknife
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from .report import SectionResult
 
-TRACE_VERSION = 3
+TRACE_VERSION = 4
 DRAWS = 10_000  # of the cluster bootstrap
 FEW_PROMPTS = 512
 SAMPLING_ONLY = "covers sampling, not finite-N bias"
@@ -86,7 +86,9 @@ class SpinalTrace:
     @property
     def jackknife(self) -> Float[np.ndarray, "G layers"]:
         """Exponents without each group, at the ranks of the full sample; NaN where the layer has none."""
-        return jackknife_exponents(self.jackknife_spectra, self.layers)
+        return jackknife_exponents(
+            self.jackknife_spectra, self.layers, SpectrumOptions.of(self.settings).estimator
+        )
 
     @property
     def gates(self) -> pd.DataFrame:
@@ -173,7 +175,8 @@ class SpinalTrace:
     @classmethod
     def _from_files(cls, path: Path, content: dict[str, Any]) -> "SpinalTrace":
         arrays = read_arrays(path / "arrays.npz")
-        settings = content["settings"] | {"window": tuple(content["settings"]["window"])}
+        settings = content["settings"]
+        settings |= {} if settings["window"] == "auto" else {"window": tuple(settings["window"])}
         prompts = [
             TracedPrompt(**{**prompt, "ids": tuple(prompt["ids"]), "positions": tuple(prompt["positions"])})
             for prompt in content["prompts"]
@@ -214,7 +217,11 @@ def analyse(
     n_groups = settings["groups"] if len(np.unique(clusters)) >= settings["groups"] else 0
     groups = group_labels(clusters, max(n_groups, 1), seed)
     halves = half_samples(n, seed) if n >= 4 else []
-    full, jackknife_spectra, halved = all_layers(used.rows, groups, n_groups, halves=halves, progress=progress)
+    options = SpectrumOptions.of(settings)
+    rows = scaled(used.rows, options.row_scale)
+    full, jackknife_spectra, halved = all_layers(
+        rows, groups, n_groups, halves=halves, center=options.center, progress=progress
+    )
 
     fits = []
     for layer, sigma in enumerate(full):
@@ -225,14 +232,16 @@ def analyse(
                 width=model.d_model,
                 window=window,
                 halves=halved[layer],
-                floor=rounding_floor(used.rows[layer], model.dtype),
+                floor=rounding_floor(used.rows[layer], model.dtype) if options.row_scale is None else 0.0,
                 dtype=model.dtype,
+                estimator=options.estimator,  # type: ignore[arg-type]
             )
         )
     spectra = np.zeros(jackknife_spectra.shape[1:])
     for layer, sigma in enumerate(full):
         spectra[layer, : len(sigma)] = sigma
-    layers = _layers_table(model, n, fits, spectra, jackknife_spectra)
+    layers = _layers_table(model, n, fits, spectra, jackknife_spectra, options.estimator)
+    add_options(layers, rows, clusters, window, options, seed)
     inner = np.full_like(used.entropy, np.nan)
     inner[2 : 2 + len(used.turning)] = used.turning
     for name, values in (
@@ -285,13 +294,13 @@ def bootstrap_means(
 
 
 def jackknife_exponents(
-    spectra: Float[np.ndarray, "G layers k"], layers: pd.DataFrame
+    spectra: Float[np.ndarray, "G layers k"], layers: pd.DataFrame, estimator: str = "ols"
 ) -> Float[np.ndarray, "G layers"]:
     """Exponents of delete-group spectra at each layer's full-sample ranks; NaN where the layer has no exponent."""
     found = np.full(spectra.shape[:2], np.nan)
     for layer, (alpha, first, last) in enumerate(zip(layers.alpha, layers.first_rank, layers.last_rank, strict=True)):
         if math.isfinite(alpha):
-            found[:, layer] = exponents_at(spectra[:, layer], int(first), int(last))
+            found[:, layer] = exponents_with(spectra[:, layer], int(first), int(last), estimator)
     return found
 
 
@@ -313,6 +322,7 @@ def _layers_table(
     fits: list[LayerFit],
     spectra: Float[np.ndarray, "layers k"],
     jackknife: Float[np.ndarray, "G layers k"],
+    estimator: str,
 ) -> pd.DataFrame:
     rows = [asdict(fit) | {"failed": ", ".join(fit.failed), "gates_passed": fit.gates_passed} for fit in fits]
     table = pd.DataFrame(rows).rename(columns={"failed": "gates_failed"})
@@ -321,7 +331,7 @@ def _layers_table(
     table.insert(2, "n", n)
     table.insert(list(table).index("alpha") + 1, "rows_per_column", n / model.d_model)
     factor = student(len(jackknife))
-    reach = {"alpha": jackknife_se(jackknife_exponents(jackknife, table)) * factor}
+    reach = {"alpha": jackknife_se(jackknife_exponents(jackknife, table, estimator)) * factor}
     for measure, values in rank_measures(spectra).items():
         table[measure] = values
     for measure, values in rank_measures(jackknife).items():
