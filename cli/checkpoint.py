@@ -23,6 +23,35 @@ def trace(
     template: options.Template = "auto",
     eos: options.Eos = "auto",
     max_tokens: options.MaxTokens = 128,
+    preset: Annotated[
+        str, typer.Option(help="robust, or paper_guess (a reading of a summary of the paper).")
+    ] = "robust",
+    window: Annotated[
+        str, typer.Option(help="Ranks of the exponent as shares, FIRST-LAST (0.02-0.2), or auto.")
+    ] = "0.02-0.2",
+    estimator: Annotated[
+        str, typer.Option(help="Of the exponent: ols, wls, local_median, rank_half, hill or clauset.")
+    ] = "ols",
+    row_scale: Annotated[str | None, typer.Option(help="Scale rows before their spectrum: rms or l2.")] = None,
+    uncentred: Annotated[bool, typer.Option("--uncentred", help="Do not take the mean row away.")] = False,
+    drop_top: Annotated[
+        int, typer.Option(help="Also without so many dimensions of largest variance; a gate compares.", min=0)
+    ] = 0,
+    stack: Annotated[
+        int | None, typer.Option(help="Also the mean exponent over disjoint stacks of so many prompts.")
+    ] = None,
+    half_sample: Annotated[
+        bool, typer.Option("--half-sample", help="Also the exponent corrected for few rows, where that is allowed.")
+    ] = False,
+    lens: Annotated[
+        Path | None, typer.Option(help="Read out through this tuned lens (`alignscope lens train`).")
+    ] = None,
+    shared_lens: Annotated[
+        bool, typer.Option("--shared-lens", help="Allow the lens of another model of the same shape.")
+    ] = False,
+    lens_positions: Annotated[
+        int, typer.Option(help="Positions inside a prompt that are read beside the last.", min=0)
+    ] = 4,
     max_invalid: options.MaxInvalid = 0.05,
     fail_if: options.FailIf = None,
     dtype: options.Dtype = "float32",
@@ -33,7 +62,10 @@ def trace(
 ) -> None:
     """Measure how the residual stream of one model contracts and travels, layer by layer (SPINAL).
 
-    Example: alignscope trace my-model/ --prompts prompts.jsonl --out runs/trace
+    \b
+    As it is:           alignscope trace my-model/ --prompts prompts.jsonl --out runs/trace
+    Another estimator:  alignscope trace my-model/ --prompts prompts.jsonl --estimator hill --out runs/hill
+    A tuned lens:       alignscope trace my-model/ --prompts prompts.jsonl --lens lenses/my-model --out runs/tuned
     """
     from ..diagnose.gates import Gate, require_estimates
 
@@ -58,10 +90,36 @@ def trace(
             seed=seed,
             dtype=dtype,
             device=device,
+            options={
+                "preset": preset,
+                "window": _window(window),
+                "estimator": estimator,
+                "row_scale": row_scale,
+                "center": not uncentred,
+                "drop_top": drop_top,
+                "stack": "all" if stack is None else stack,
+                "bias": "half_sample" if half_sample else None,
+                "lens": "logit" if lens is None else str(lens),
+                "shared_lens": shared_lens,
+                "lens_positions": lens_positions,
+            },
             progress=progress,
             command=command_line(),
         )
     finish(report, out, gates, as_json=as_json, quiet=quiet)
+
+
+def _window(text: str) -> tuple[float, float] | str:
+    """FIRST-LAST as shares of the ranks, or auto. Raises InputError for another form."""
+    from ..errors import InputError
+
+    first, _, last = text.partition("-")
+    if text == "auto":
+        return text
+    try:
+        return float(first), float(last)
+    except ValueError as error:
+        raise InputError(f"--window {text}: expected two shares of the ranks, as 0.02-0.2, or auto") from error
 
 
 def doctor(

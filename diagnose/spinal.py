@@ -21,7 +21,7 @@ from ..probes.shards import item_key
 from .naming import short_name
 from .spinal_between import SpinalDistance, spinal_distance
 from .spinal_compare import SpinalComparison, compare_spinal
-from .spinal_lens import lens_vocabulary
+from .spinal_lens import lens_facts, lens_vocabulary, opened_lens
 from .spinal_reading import Folder, Progress, Readings, TracedPrompt, opened, prepare_prompts, read_prompts_of
 from .spinal_settings import check_trace_settings, preset_values
 from .spinal_trace import TRACE_VERSION, SpinalTrace, TracedModel, analyse
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ..probes.subject import Subject
+    from ..probes.tuned_lens import TunedLens
 
 __all__ = ["SpinalComparison", "SpinalDistance", "SpinalTrace", "compare_spinal", "spinal_distance", "spinal_trace"]
 
@@ -40,7 +41,7 @@ def spinal_trace(
     *,
     positions: str = "last",
     window: tuple[float, float] | str = (0.02, 0.2),
-    lens: str = "logit",
+    lens: "str | os.PathLike[str] | TunedLens" = "logit",
     preset: str = "robust",
     lens_positions: int = 4,
     max_tokens: int = 128,
@@ -61,6 +62,7 @@ def spinal_trace(
     shards: Folder | None = None,
     progress: Progress | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
+    shared_lens: bool = False,
 ) -> SpinalTrace:
     """Contraction, transport and entropy of one model, layer by layer.
 
@@ -78,7 +80,8 @@ def spinal_trace(
         alpha_stacked, the mean over disjoint stacks of so many rows with its interval. All three beside alpha.
     lens_positions: positions inside a prompt that are
         read beside the last and reported apart. groups: of the delete-group jackknife.
-    positions, lens, vocabulary: their defaults only.
+    lens: "logit", or a tuned lens (or its folder, see `train_lens`), which must be of this model unless `shared_lens`.
+    positions, vocabulary: their defaults only.
     template, eos: how text becomes ids, see TextPolicy; a prompt never gets an end of sequence.
     tokenizer: whose ids and chat template the prompts get, so that two models read the same; None is the model's own.
     max_invalid: share of prompts without a measurable token or with a NaN above which nothing is reported.
@@ -88,6 +91,7 @@ def spinal_trace(
     layer and row), or rows that would not fit in memory. The result changes neither with batch size nor prompt order.
     """
     check_trace_settings(locals())
+    tuned = opened_lens(lens, subject, shared=shared_lens)
     chosen = preset_values(preset, window=window, lens_positions=lens_positions)
     window, lens_positions = chosen["window"], chosen["lens_positions"]
     file = read_prompts(prompts)
@@ -123,7 +127,7 @@ def spinal_trace(
         "bias": bias,
         "drop_top": drop_top,
         "stack": stack,
-        "lens": lens,
+        **lens_facts(tuned),
         "lens_positions": lens_positions,
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -153,6 +157,7 @@ def spinal_trace(
         vocab=model.vocab,
         temperature=temperature,
         batch_size=batch_size,
+        lens=tuned,
         shards=shards,
         progress=progress,
     )

@@ -311,9 +311,15 @@ def require_comparable(base: SpinalTrace, aligned: SpinalTrace) -> list[str]:
                 f"{base.model.name}, and in row {second.row} {second.prompt_id!r} in {aligned.model.name}; "
                 "trace both on one file"
             )
+    said = []
+    if base.settings.get("lens_fingerprint") != aligned.settings.get("lens_fingerprint"):
+        said = ["each model was read through a tuned lens of its own: part of a difference may be that of the lenses"]
     if same_ids:
-        return []
-    return ["the models read the same texts as different token ids: no contrast of exponents, no same-layer distance"]
+        return said
+    return [
+        *said,
+        "the models read the same texts as different token ids: no contrast of exponents, no same-layer distance",
+    ]
 
 
 def _window(terminal: str | tuple[int, int] | list[int], n_layers: int) -> tuple[tuple[int, int] | None, str | None]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 DISTANCE_VERSION = 2  # raise it when a change moves a distance: those kept before are then not used
 BLOCK = 64  # prompts whose read-outs are compared at a time
 
+TUNED = "read through a tuned lens: trace with lens='logit' for it"
+
 Subjects = tuple["Subject", "Subject"]
 Distance = Float[np.ndarray, "layers N"]
 
@@ -46,6 +48,8 @@ def base_distance(
         return np.zeros((base.model.n_layers + 1, len(kept))), None
     if subjects is None:
         return None, "models not given"
+    if base.settings["lens"] != "logit":
+        return None, TUNED
     for subject, trace in zip(subjects, (base, aligned), strict=True):
         if subject.fingerprint != trace.model.fingerprint:
             raise InputError(

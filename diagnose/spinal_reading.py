@@ -31,6 +31,7 @@ from .spinal_lens import lens_steps
 
 if TYPE_CHECKING:
     from ..probes.subject import Subject
+    from ..probes.tuned_lens import TunedLens
 
 READING_VERSION = 2  # raise it when a change moves a reading: shards of before are then not used
 MIN_WINDOW = 3  # blocks of a terminal window
@@ -144,10 +145,14 @@ def read_prompts_of(
     vocab: int,
     temperature: float,
     batch_size: int,
+    lens: "TunedLens | None" = None,
     shards: Folder | None = None,
     progress: Progress | None = None,
 ) -> Readings:
-    """Forward passes and read-outs of all prompts, longest first; the readings stand in the order of `prompts`."""
+    """Forward passes and read-outs of all prompts, longest first; the readings stand in the order of `prompts`.
+
+    lens: residuals are read out through its translators; their rows, and so their spectra, stay as they are.
+    """
     _require_memory(subject, len(prompts))
     batches = batches_of(prompts, batch_size)
     folder = None if shards is None else opened(shards)
@@ -156,11 +161,12 @@ def read_prompts_of(
     for number, batch in enumerate(batches):
         some = [prompts[i] for i in batch]
         ids = [(prompt.ids, prompt.positions) for prompt in some]
-        key = item_key(READING_VERSION, subject.fingerprint, subject.dtype, subject.device, vocab, temperature, ids)
+        how = (subject.fingerprint, subject.dtype, subject.device, vocab, temperature)
+        key = item_key(READING_VERSION, *how, ids, *([] if lens is None else [lens.fingerprint]))
         path = None if folder is None else folder / f"batch_{number:05d}.npz"
         part = None if path is None else _read_shard(path, key)
         if part is None:
-            part = _read_batch(subject, some, vocab, temperature)
+            part = _read_batch(subject, some, vocab, temperature, lens)
             if path is not None:
                 write_arrays(path, {"key": np.array(key), **_arrays(part)})
         if whole is None:
@@ -174,12 +180,15 @@ def read_prompts_of(
     return whole
 
 
-def _read_batch(subject: "Subject", prompts: list[TracedPrompt], vocab: int, temperature: float) -> Readings:
+def _read_batch(
+    subject: "Subject", prompts: list[TracedPrompt], vocab: int, temperature: float, lens: "TunedLens | None"
+) -> Readings:
     rows, owner, first = captured(subject, prompts)
     sampled = np.setdiff1d(np.arange(len(owner)), first)
-    last_rows = rows[:, torch.from_numpy(first)]
-    last = lens_steps(subject, last_rows, vocab=vocab, temperature=temperature, pairs=layer_pairs(subject.n_layers))
-    inside = lens_steps(subject, rows[:, torch.from_numpy(sampled)], vocab=vocab, temperature=temperature)
+    last_rows, inner_rows = rows[:, torch.from_numpy(first)], rows[:, torch.from_numpy(sampled)]
+    read = [last_rows, inner_rows] if lens is None else [lens.translate(part) for part in (last_rows, inner_rows)]
+    last = lens_steps(subject, read[0], vocab=vocab, temperature=temperature, pairs=layer_pairs(subject.n_layers))
+    inside = lens_steps(subject, read[1], vocab=vocab, temperature=temperature)
     return Readings(
         rows=last_rows.numpy(),
         angle=last.angle,

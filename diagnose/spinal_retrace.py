@@ -14,6 +14,7 @@ from ..probes.block_noise import changed_blocks, noisy_blocks
 from ..probes.encoding import Encoder, TextPolicy
 from ..probes.inputs import PromptFile, read_prompts
 from .naming import short_name
+from .spinal_distance import TUNED
 from .spinal_nulls import Control
 from .spinal_reading import Folder, Progress, opened, prepare_prompts, read_prompts_of
 from .spinal_trace import SpinalTrace, analyse
@@ -34,8 +35,8 @@ def noise_control(
     progress: Progress | None = None,
 ) -> Control:
     """The base with Gaussian noise on every matrix that training changed, as large as that change; a trace a seed."""
-    if subjects is None:
-        return Control(name="noise", kind="noise", reason="models not given")
+    if subjects is None or trace.settings["lens"] != "logit":
+        return Control(name="noise", kind="noise", reason="models not given" if subjects is None else TUNED)
     base, aligned = subjects
     try:
         norms = changed_blocks(base, aligned)
@@ -68,6 +69,8 @@ def template_control(
 
     if subjects is None or prompts is None:
         return without("models or prompts not given")
+    if trace.settings["lens"] != "logit":
+        return without(TUNED)
     base, aligned = subjects
     text = trace.settings["text"]
     if text.get("template") == "chat":

@@ -8,7 +8,7 @@ from ..errors import InputError
 RESOLUTION = 1e-5  # rad, nats, exponents: what another batch size may move (tested); under it nothing is tested
 
 # Keywords of the stable interface whose other values come with later versions.
-TRACE_ONLY: dict[str, Any] = {"positions": "last", "lens": "logit", "vocabulary": "full"}
+TRACE_ONLY: dict[str, Any] = {"positions": "last", "vocabulary": "full"}
 PRESETS = {"robust": {}, "paper_guess": {"window": (0.1, 0.9), "lens_positions": 0}}
 ESTIMATORS = ("ols", "wls", "local_median", "rank_half", "hill", "clauset")
 ROW_SCALES = (None, "rms", "l2")
@@ -53,3 +53,13 @@ def preset_values(preset: str, **given: Any) -> dict[str, Any]:
     """The settings, those that stand at the default of "robust" replaced by the preset's."""
     robust = {"window": (0.02, 0.2), "lens_positions": 4}
     return {name: PRESETS[preset].get(name, value) if value == robust[name] else value for name, value in given.items()}
+
+
+def require_trace_options(options: Mapping[str, Any]) -> None:
+    """Raises InputError for keywords of `spinal_trace` that it would refuse: before a model is read."""
+    defaults = {
+        **TRACE_ONLY, "preset": "robust", "stack": "all", "center": True, "row_scale": None, "estimator": "ols",
+        "bias": None, "drop_top": 0, "window": (0.02, 0.2), "lens_positions": 4, "max_tokens": 1, "groups": 16,
+        "batch_size": 16, "temperature": 1.0,
+    }  # fmt: skip
+    check_trace_settings(defaults | dict(options))

@@ -1,18 +1,20 @@
 """SPINAL of one model as a run: a checkpoint and prompts in, a report out."""
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..probes.encoding import TextPolicy
 from ..probes.inputs import check_invalid, read_prompts
 from ..probes.policy import load_policy_and_reference
 from ..probes.rendering import template_file_hash
+from ..probes.tuned_lens import TunedLens
 from .manifest import data_facts, model_facts, model_identity, package_versions
 from .naming import short_name
 from .report import Manifest, Report
 from .run_directory import RunDirectory
 from .spinal import spinal_trace
-from .spinal_settings import require_at_least
+from .spinal_settings import require_at_least, require_trace_options
 
 if TYPE_CHECKING:
     from .audit import Progress
@@ -31,10 +33,16 @@ def trace_run(
     seed: int = 0,
     dtype: str = "float32",
     device: str = "auto",
+    options: Mapping[str, Any] | None = None,
     progress: "Progress | None" = None,
     command: str = "trace_run(...)",
 ) -> Report:
-    """Trace one checkpoint into the run directory `out` (resumable) and return its report."""
+    """Trace one checkpoint into the run directory `out` (resumable) and return its report.
+
+    options: further keywords of `spinal_trace` (preset, window, estimator, lens, ...), checked before a model is read.
+    """
+    options = dict(options or {})
+    require_trace_options(options)
     TextPolicy(template, eos)  # refused before a model is read
     template_sha256 = template_file_hash(template)
     require_at_least(max_tokens=(max_tokens, 1))
@@ -48,7 +56,10 @@ def trace_run(
         "max_tokens": max_tokens,
         "max_invalid": max_invalid,
         "dtype": subject.dtype,
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
     }
+    if (lens := options.get("lens", "logit")) != "logit":
+        settings["lens_fingerprint"] = TunedLens.load(lens).fingerprint
     run = RunDirectory(
         out,
         {
@@ -73,6 +84,7 @@ def trace_run(
             seed=seed,
             shards=run.stage("trace"),
             progress=run.watch.ticking(progress),
+            **options,
         ).section()
     manifest = Manifest(
         command=command,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .fingerprint import state_hash
+from .shards import item_key
 
 if TYPE_CHECKING:
     from .subject import Subject
@@ -48,6 +49,11 @@ class TunedLens:
         """The logit lens as a tuned lens: no layer is translated."""
         n, d = subject.n_layers, subject.d_model
         return cls(weight=torch.zeros(n, d, d), bias=torch.zeros(n, d), kept=(False,) * n, model=lens_model(subject))
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the translators."""
+        return item_key(state_hash(self._tensors()), list(self.kept))
 
     @property
     def n_layers(self) -> int:

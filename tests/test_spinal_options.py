@@ -1,10 +1,12 @@
 """Other ways to an exponent in a trace: each does what its formula says, and the defaults stay as they are."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from spinal_models import letters, tiny_subject
 
 from alignscope import InputError, compare_spinal, spinal_trace
@@ -12,6 +14,7 @@ from alignscope.diagnose.spinal_options import SpectrumOptions, add_options, cor
 from alignscope.diagnose.spinal_settings import preset_values
 from alignscope.diagnose.spinal_spectra import RowSpectrum
 from alignscope.probes.kernels import fit_power_law
+from alignscope.probes.tuned_lens import TunedLens
 
 PROMPTS = letters(120)
 LAYER = 4
@@ -157,3 +160,47 @@ def test_the_preset_sets_what_was_left_alone():
     assert preset_values("robust", window=(0.02, 0.2), lens_positions=4) == {
         "window": (0.02, 0.2), "lens_positions": 4
     }  # fmt: skip
+
+
+# ---- through a tuned lens
+
+
+def test_the_lens_that_translates_nothing_is_the_logit_lens(subject, plain):
+    trace = spinal_trace(subject, PROMPTS, lens=TunedLens.identity(subject))
+    assert np.array_equal(trace.readings.angle, plain.readings.angle)
+    assert trace.settings["lens"] == "tuned"
+
+
+def shifting(subject, layer: int = 2) -> TunedLens:
+    """A lens that moves the read-out of one layer."""
+    lens = TunedLens.identity(subject)
+    bias = lens.bias.clone()
+    bias[layer] = 2.0 * torch.randn(lens.d_model, generator=torch.Generator().manual_seed(0))
+    return replace(lens, bias=bias, kept=tuple(i == layer for i in range(lens.n_layers)))
+
+
+def test_a_lens_moves_the_read_out_of_its_layer_and_no_spectrum(subject, plain, tmp_path):
+    lens = shifting(subject)
+    trace = spinal_trace(subject, PROMPTS, lens=lens.save(tmp_path / "lens"), shards=tmp_path / "shards")
+    moved = np.abs(trace.readings.angle - plain.readings.angle).max(1) > 1e-3
+    assert moved.tolist() == [False, True, True, False, False, False]
+    assert np.array_equal(trace.spectra, plain.spectra)
+    again = spinal_trace(subject, PROMPTS, shards=tmp_path / "shards")
+    assert np.array_equal(again.readings.angle, plain.readings.angle)  # no shard of the other lens
+
+
+def test_a_lens_of_another_model_is_refused_unless_it_is_shared(subject):
+    other = tiny_subject(changed=3, scale=1.1)
+    with pytest.raises(InputError, match="has other weights"):
+        spinal_trace(other, PROMPTS, lens=shifting(subject))
+    shared = spinal_trace(other, PROMPTS, lens=shifting(subject), shared_lens=True)
+    found = compare_spinal(spinal_trace(subject, PROMPTS, lens=shifting(subject)), shared, controls=("noise",))
+    assert not any("lens of its own" in text for text in found.warnings)
+    assert found.estimates["base_distance_terminal"].reason == "models not given"
+    own = compare_spinal(spinal_trace(subject, PROMPTS, lens=shifting(subject, 3)), shared, controls=())
+    assert any("lens of its own" in text for text in own.warnings)
+
+
+def test_a_read_out_through_a_lens_is_not_compared_with_one_without(subject, plain):
+    with pytest.raises(InputError, match="cannot be compared: lens"):
+        compare_spinal(plain, spinal_trace(subject, PROMPTS, lens=shifting(subject)))

@@ -331,7 +331,8 @@ def test_free_memory_is_known_here_and_positive():
     [
         ({"preset": "paper"}, "preset='paper': expected one of robust, paper_guess"),
         ({"positions": "all"}, "positions='all'"),
-        ({"lens": "tuned"}, "lens='tuned'"),
+        ({"lens": "no/such/lens"}, "no/such/lens"),
+        ({"lens": 3}, "lens=3: expected 'logit', a TunedLens, or the folder"),
         ({"stack": 32}, "stack=32: expected 'all', or at least 46 rows"),
         ({"row_scale": "max"}, "row_scale='max': expected one of None, rms, l2"),
         ({"estimator": "mle"}, "estimator='mle': expected one of ols, wls"),
