@@ -68,8 +68,9 @@ def series(
     asked = None if numbers is None else _numbers(numbers)
     if gates:
         from ..diagnose.estimate_names import series_estimate_names
+        from ..diagnose.series_run import series_sections
 
-        require_estimates(gates, series_estimate_names())
+        require_estimates(gates, series_estimate_names(series_sections(only, reward)))
 
     from ..cache import cache_folder
     from ..diagnose.series_run import series as run_series

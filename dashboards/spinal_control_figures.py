@@ -15,6 +15,7 @@ _QUANTITIES = {
     "d_alpha_terminal": ("exponent of the spectrum", "Δα over the last blocks"),
     "d_transport_terminal": ("step of the read-out", "Δ angle a step over the last blocks"),
     "d_entropy_terminal": ("entropy of the read-out", "Δ entropy over the last blocks"),
+    "d_efficiency_terminal": ("straightness of the way", "Δ geodesic efficiency over the last blocks"),
 }
 _EFFECT, _CONTROL, _NET = Look(POLICY, "solid", "circle"), Look(MUTED, "solid", "diamond"), Look(INK, "solid", "square")
 
@@ -38,7 +39,7 @@ def _figure(rows: pd.DataFrame, quantity: str) -> go.Figure | None:
     what, axis = _QUANTITIES[quantity]
     unit = rows.unit.iloc[0]
     trained = rows[rows.kind == "trained"]
-    more = trained[trained.verdict == "more than the control"]
+    more = trained[trained.verdict.astype(str).str.startswith("more than")]
     title = f"Controls beside the change of the {what}"
     if len(trained):
         title = (

@@ -12,9 +12,8 @@ from ..probes.inputs import (
     PromptFile,
     SampleFile,
     check_invalid,
-    distinct_prompts,
+    prompts_or_distinct,
     read_pairs,
-    read_prompts,
     read_samples,
 )
 from ..probes.policy import is_adapter, load_judge, load_policy_and_reference
@@ -23,13 +22,13 @@ from ..probes.samples import SampleScores, score_samples
 from ..probes.scoring import score_pairs
 from .manifest import count_reasons, data_facts, first_rows, model_facts, model_identity, package_versions
 from .model_findings import model_findings
-from .naming import short_name
+from .naming import asked_for, short_name
 from .preference_sections import PreferenceSettings, ranking_sections, require_shifted, reward_sections
 from .ranking_report import require_ranking_settings
 from .report import Manifest, Report, SectionResult
 from .reward_rows import require_shifts
 from .run_directory import RunDirectory, Stopwatch
-from .spinal_audit import SpinalSettings, load_controls, spinal_comparison
+from .spinal_audit import Opening, SpinalSettings, control_facts, spinal_comparison
 from .spinal_compare import DEFAULT_CONTROLS, NOISE_SEEDS
 from .spinal_contrast import terminal_window
 from .spinal_settings import require_at_least
@@ -148,7 +147,7 @@ def audit(
     sample_file = None if reference_samples is None else read_samples(reference_samples)
     if sample_file is not None:
         check_invalid(sample_file, max_invalid)
-    prompt_file = _prompts(prompts, pair_file, seed, max_invalid) if "spinal" in sections else None
+    prompt_file = prompts_or_distinct(prompts, pair_file, seed, max_invalid) if "spinal" in sections else None
     adapters = [is_adapter(model) for model in (policy, reference, reward)]
     if base is not None and not any(adapters):
         raise InputError(f"--base {base}: no adapter folder among policy, reference and reward: nothing takes a base")
@@ -158,10 +157,10 @@ def audit(
     if prompt_file is not None and other is not None and terminal != "last_third":  # which may have no window: a null
         terminal_window(terminal, other.n_layers)
     judge = load_judge(reward, base=base, reference=reference, dtype=dtype, device=device)
-    others = load_controls(spinal, reference, base, dtype=dtype, device=device)
+    opening = Opening(reference=reference, base=base, dtype=dtype, device=device)
+    others = {} if other is None else control_facts(spinal, opening, subject, other)
 
     models: dict[str, Any] = {"policy": subject, "reference": other, "reward": judge}
-    models |= {f"control {name}": model for name, model in others.items()}
     models = {role: model for role, model in models.items() if hasattr(model, "fingerprints")}
     data = {"pairs": data_facts(pair_file), **({"prompts": data_facts(prompt_file)} if prompt_file else {})}
     data |= {f"shifted {name}": data_facts(file) for name, file in shifted_files.items()}
@@ -191,6 +190,7 @@ def audit(
     run = None
     if out is not None:
         identity = {role: model_identity(model) for role, model in models.items()}
+        identity |= {f"control {name}": found for name, (found, _) in others.items()}
         hashes = {name: facts["sha256"] for name, facts in data.items()}
         run = RunDirectory(
             out,
@@ -264,7 +264,7 @@ def audit(
             comparison = spinal_comparison(
                 subject,
                 other,
-                others,
+                opening,
                 prompt_file,
                 spinal,
                 pairs=pair_file,
@@ -287,7 +287,8 @@ def audit(
     )
     manifest = Manifest(
         command=command,
-        models={role: model_facts(model) for role, model in models.items()},
+        models={role: model_facts(model) for role, model in models.items()}
+        | {f"control {name}": found for name, (_, found) in others.items()},
         data=data,
         settings=settings,
         packages=package_versions(),
@@ -319,11 +320,7 @@ def wanted_sections(
     only: Sequence[str] | str | None, reference: object, reward: object, shifted: Collection[str]
 ) -> tuple[str, ...]:
     """The sections to compute: those named, else all that the inputs allow."""
-    if isinstance(only, str):
-        only = [name.strip() for name in only.split(",")]
-    unknown = sorted({*(only or ())} - {*SECTIONS})
-    if unknown or (only is not None and not list(only)):
-        raise InputError(f"--only {','.join(unknown)}: no such section; choose from {', '.join(SECTIONS)}")
+    only = asked_for(only, SECTIONS)
     wanted = tuple(name for name in SECTIONS if (name not in ON_REQUEST if only is None else name in only))
     if reference is None:
         if only is not None and "spinal" in only:
@@ -349,14 +346,6 @@ def _require_read(samples: object, reference: object, sections: tuple[str, ...])
             "--reference-samples: they are read by the section displacement, which is not computed here; add ranking "
             "to --only"
         )
-
-
-def _prompts(prompts: Any, pairs: PairFile, seed: int, max_invalid: float) -> PromptFile:
-    if prompts is None:
-        return distinct_prompts(pairs, seed=seed)
-    file = prompts if isinstance(prompts, PromptFile) else read_prompts(prompts)
-    check_invalid(file, max_invalid)
-    return file
 
 
 def _scored(scores: "PairScores | SampleScores") -> dict[str, Any]:

@@ -40,6 +40,14 @@ def audit_estimate_names(wanted: Collection[str], shifted: Collection[str] = ())
     return {section: own for section, own in names.items() if section in made}
 
 
-def series_estimate_names() -> Mapping[str, tuple[str, ...]]:
-    """Section -> the names that the estimates of a series can have."""
-    return {"series": spinal_series_estimates.SERIES_NAMES, "metrics": series_metrics.METRIC_NAMES}
+def series_estimate_names(wanted: Collection[str]) -> Mapping[str, tuple[str, ...]]:
+    """Section -> the names that the estimates of a series can have; wanted: of ranking, rewards and spinal."""
+    named = {
+        "series": spinal_series_estimates.SERIES_NAMES if "spinal" in wanted else (),
+        "metrics": tuple(
+            headline.replace(".", "_")
+            for headline in series_metrics.HEADLINES
+            if any(headline.partition(".")[0] in BROUGHT[one] for one in wanted)
+        ),
+    }
+    return {section: names for section, names in named.items() if names}

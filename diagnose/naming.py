@@ -1,7 +1,10 @@
 """What is a model called in a sentence or a legend? Its path stands in the manifest; here it has to be read."""
 
 import re
+from collections.abc import Sequence
 from pathlib import PurePath
+
+from ..errors import InputError
 
 _SAVES = re.compile(r"(step|checkpoint|epoch|iter|global_step)[-_]?\d+|final|last|best|adapter|model", re.IGNORECASE)
 
@@ -17,3 +20,14 @@ def short_name(name: str) -> str:
         return name
     kept = 2 if len(parts) > 1 and _SAVES.fullmatch(parts[-1]) and parts[-2] != "/" else 1
     return "/".join(parts[-kept:])
+
+
+def asked_for(only: Sequence[str] | str | None, known: Sequence[str]) -> list[str] | None:
+    """Names of sections, of a list or between commas; None for all. Raises InputError for one that is not known."""
+    if only is None:
+        return None
+    names = [name.strip() for name in only.split(",")] if isinstance(only, str) else list(only)
+    unknown = sorted({*names} - {*known})
+    if unknown or not names:
+        raise InputError(f"--only {','.join(unknown)}: no such section; choose from {', '.join(known)}")
+    return names

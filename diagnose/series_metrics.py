@@ -22,7 +22,6 @@ HEADLINES = (
     "spinal.d_entropy_terminal",
     "spinal.base_distance_terminal",
 )
-METRIC_NAMES = tuple(name.replace(".", "_") for name in HEADLINES)
 COLUMNS = ("step", "section", "name", "label", "value", "low", "high", "n", "n_clusters", "unit", "reason")
 
 
@@ -41,8 +40,13 @@ def metrics_table(found: Mapping[int, Sequence[SectionResult]]) -> pd.DataFrame:
     return table
 
 
-def metrics_section(found: Mapping[int, Sequence[SectionResult]]) -> SectionResult:
-    """Section "metrics": the headlines of the last save, the table of all, and which save did best."""
+def metrics_section(
+    found: Mapping[int, Sequence[SectionResult]], *, findings: Sequence[Finding] = ()
+) -> SectionResult:
+    """Section "metrics": the headlines of the last save, the table of all, and which save did best.
+
+    findings: about the models themselves. What the sections of the saves warn of is told once each.
+    """
     table = metrics_table(found)
     last = max(found)
     headlines = {f"{r.section.name}.{name}": e for r in found[last] for name, e in r.section.estimates.items()}
@@ -60,11 +64,12 @@ def metrics_section(found: Mapping[int, Sequence[SectionResult]]) -> SectionResu
         estimates=estimates,
         tables={"metrics": "a row a step and estimate of any section: value, interval, n, or the reason of a null"},
         settings={"headlines": [name for name in HEADLINES if name in headlines]},
+        warnings=list(dict.fromkeys(w for results in found.values() for r in results for w in r.section.warnings)),
     )
-    findings: tuple[Finding, ...] = ()
+    told = list({finding.sentence: finding for finding in findings}.values())
     if best:
         rests_on = [f"metrics.{name.replace('.', '_')}" for name in ("ranking.dpo_loss", "ranking.reward_accuracy")]
-        findings = (
+        told.append(
             Finding(
                 severity="info",
                 section="metrics",
@@ -72,9 +77,9 @@ def metrics_section(found: Mapping[int, Sequence[SectionResult]]) -> SectionResu
                 rests_on=[name for name in rests_on if name.removeprefix("metrics.") in estimates],
                 next_step="Intervals of neighbouring saves overlap more often than not: see the table metrics before "
                 "shipping one save over another.",
-            ),
+            )
         )
-    return SectionResult(section=section, tables={"metrics": table}, findings=findings)
+    return SectionResult(section=section, tables={"metrics": table}, findings=tuple(told))
 
 
 def _best(table: pd.DataFrame) -> str:
@@ -87,10 +92,8 @@ def _best(table: pd.DataFrame) -> str:
         value = rows.value.to_numpy(dtype=float)
         row = rows.iloc[int(value.argmin() if lowest else value.argmax())]
         end = rows.iloc[int(rows.step.to_numpy().argmax())]
-        parts.append(
-            f"{what} is {'lowest' if lowest else 'highest'} at step {int(row.step)} ({_shown(row)}; last save, step "
-            f"{int(end.step)}: {_shown(end)})"
-        )
+        last = "the last save" if end.step == row.step else f"last save, step {int(end.step)}: {_shown(end)}"
+        parts.append(f"{what} is {'lowest' if lowest else 'highest'} at step {int(row.step)} ({_shown(row)}; {last})")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
@@ -100,7 +103,7 @@ def _shown(row: pd.Series) -> str:
     return f"{row.value:.3g}{interval}"
 
 
-def held_out_values(tables: Sequence[PairScores], beta: float) -> HeldOut:
+def held_out_values(tables: Sequence[PairScores], beta: float, *, ties: str = "half") -> HeldOut:
     """Credit of the ranking and DPO loss of every save on the pairs that all saves have; the first row is step 0.
 
     Human ties are left out. The start is the reference itself: its loss is log 2 on every pair.
@@ -117,7 +120,7 @@ def held_out_values(tables: Sequence[PairScores], beta: float) -> HeldOut:
         ref_chosen, ref_rejected = (frame[f"reference_{side}"].to_numpy(dtype=float) for side in ("chosen", "rejected"))
         if number == 0:
             chosen, rejected = ref_chosen, ref_rejected
-        credits.append(np.asarray(credit(chosen - rejected), dtype=float))
+        credits.append(np.asarray(credit(chosen - rejected, ties), dtype=float))
         losses.append(np.asarray(dpo_loss(chosen - ref_chosen, rejected - ref_rejected, beta), dtype=float))
     return HeldOut(
         clusters=judged.prompt_id.to_numpy(dtype=object).astype(str),

@@ -2,54 +2,34 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from jaxtyping import Float
 
 from ..errors import InputError
 from ..probes.encoding import TextPolicy
-from ..probes.inputs import PairFile, PromptFile, check_invalid, distinct_prompts, read_pairs, read_prompts
-from ..probes.pair_table import PairScores
-from ..probes.policy import Named, is_adapter, load_judge, load_policy_and_reference
+from ..probes.inputs import PairFile, PromptFile, check_invalid, prompts_or_distinct, read_pairs
+from ..probes.policy import Named, is_adapter, load_judge
 from ..probes.rendering import template_file_hash
-from ..probes.scoring import score_pairs
-from ..probes.vocabulary import same_ids
 from .manifest import count_reasons, data_facts, model_facts, model_identity, package_versions
-from .naming import short_name
-from .preference_sections import PreferenceSettings, ranking_sections, reward_sections
+from .model_findings import model_findings
+from .naming import asked_for, short_name
+from .preference_sections import PreferenceSettings
 from .ranking_report import require_ranking_settings
-from .report import Manifest, Report, SectionResult
+from .report import Finding, Manifest, Report, SectionResult
 from .run_directory import RunDirectory
-from .series_metrics import held_out_values, metrics_section
-from .series_steps import Save, saves
-from .spinal import SpinalTrace, compare_spinal, spinal_trace
+from .series_metrics import metrics_section
+from .series_save import Ladder, Measured, Models, score, trace
+from .series_steps import Save, save_hash, saves
 from .spinal_contrast import terminal_window
-from .spinal_distance import base_distance
-from .spinal_series import SeriesDistances, spinal_series
+from .spinal_reading import MIN_WINDOW
 from .spinal_settings import require_at_least
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ..probes.subject import Subject
     from .audit import Progress
 
 SECTIONS = ("ranking", "rewards", "spinal")
-
-
-@dataclass(slots=True, kw_only=True)
-class _Kept:
-    """What is carried from save to save: the start's trace, the last model, and what was measured so far."""
-
-    start: "SpinalTrace | None" = None
-    previous: "tuple[Subject, SpinalTrace] | None" = None
-    traces: "list[SpinalTrace]"
-    to_first: list[Float[np.ndarray, "layers N"]]
-    to_previous: list[Float[np.ndarray, "layers N"]]
-    tables: list[PairScores]
-    results: dict[int, list[SectionResult]]
+START = "step_00000000"  # stage of the reference
 
 
 def series(
@@ -81,19 +61,20 @@ def series(
     batch_tokens: int = 8192,
     cache: str | os.PathLike[str] | None = None,
     progress: "Progress | None" = None,
-    command: str = "alignscope.series(...)",
+    command: str = "series(...)",
 ) -> Report:
     """Every diagnostic of every save of one training run, against the model it started from (step 0).
 
     steps: checkpoints, adapters, or one run folder with `checkpoint-*`; numbers: their training steps where the names
         do not end in them. reference: what training started from, scored and traced once.
     only: of ("ranking", "rewards", "spinal"); rewards needs `reward`. Other keywords as in `audit`.
-    out: run directory. A save that is finished there is not read again; the same command continues a killed run.
-    Two models are in memory at a time, and for the distance between neighbouring saves a third.
+    out: run directory. The same command continues a killed run: finished scores and traces are not made again, though
+        each save is opened. Scores of the reference are kept there where `cache` names no folder.
+    In memory are a save, the one before it, and the reference where it is not their common base.
     Raises InputError for saves, files or settings that cannot be used.
     """
     found = saves(steps, numbers)
-    wanted = _sections(only, reward)
+    wanted = series_sections(only, reward)
     text = TextPolicy(template, eos, boundary, max_length, over_length)
     preferences = PreferenceSettings(
         beta=beta, ties=ties, smoothing=smoothing, assumed_preference=assumed_preference, seed=seed
@@ -101,12 +82,11 @@ def series(
     require_ranking_settings((preferences.training_beta,), 1, ties, smoothing, assumed_preference, 1)
     require_at_least(max_tokens=(max_tokens, 1), batch_tokens=(batch_tokens, 1))
     terminal_window(terminal, 10**6)
+    if base is not None and not any(is_adapter(model) for model in (reference, reward, *(s.path for s in found))):
+        raise InputError(f"--base {base}: neither a save nor reference or reward is an adapter: nothing takes a base")
     pair_file = pairs if isinstance(pairs, PairFile) else read_pairs(pairs)
     check_invalid(pair_file, max_invalid)
-    prompt_file = None
-    if "spinal" in wanted:
-        prompt_file = distinct_prompts(pair_file, seed=seed) if prompts is None else read_prompts(prompts)
-        check_invalid(prompt_file, max_invalid)
+    prompt_file = prompts_or_distinct(prompts, pair_file, seed, max_invalid) if "spinal" in wanted else None
     data = {"pairs": data_facts(pair_file), **({"prompts": data_facts(prompt_file)} if prompt_file else {})}
     settings: dict[str, Any] = {
         "sections": list(wanted),
@@ -117,7 +97,8 @@ def series(
         "boundary": boundary,
         "over_length": over_length,
         "max_length": max_length,
-        "beta": beta,
+        "beta": preferences.training_beta,
+        "beta_given": preferences.beta_given,
         "ties": ties,
         "smoothing": smoothing,
         "assumed_preference": assumed_preference,
@@ -126,18 +107,12 @@ def series(
         "max_invalid": max_invalid,
         "dtype": dtype,
     }
+    identity = {f"step {save.step}": save_hash(save) for save in found}  # before the first is read
     judge = load_judge(reward, base=base, reference=reference, dtype=dtype, device=device)
-
-    def opened(save: Save) -> "tuple[Subject, Subject]":
-        adapted = is_adapter(save.path) or is_adapter(reference)
-        subject, other = load_policy_and_reference(
-            save.path, reference, base=base if adapted else None, dtype=dtype, device=device
-        )
-        assert other is not None  # a reference was given
-        return subject, other
-
-    subject, other = opened(found[0])
+    models = Models(reference=reference, base=base, dtype=dtype, device=device)
+    subject, other = models.open(found[0])
     start = other.fingerprint
+    _require_blocks(other, wanted, terminal)
     run = RunDirectory(
         out,
         {
@@ -145,7 +120,7 @@ def series(
             "alignscope": package_versions()["alignscope"],
             "seed": seed,
             "models": {"reference": model_identity(other), **({"reward": model_identity(judge)} if judge else {})},
-            "saves": [short_name(save.path) for save in found],
+            "saves": identity,
             "data": {name: facts["sha256"] for name, facts in data.items()},
             "settings": settings,
         },
@@ -154,86 +129,45 @@ def series(
         return Report.load(run.path)
     watch = run.watch
     progress = watch.ticking(progress)
-    models = {"reference": model_facts(other), **({"reward": model_facts(judge)} if judge else {})}
-    kept = _Kept(traces=[], to_first=[], to_previous=[], tables=[], results={})
-
-    def scored(save: Save, subject: "Subject", other: "Subject", stage: "Path") -> PairScores:
-        return score_pairs(
-            subject,
-            other,
-            pair_file,
-            reward=judge,
-            template=text.template,
-            eos=text.eos,
-            boundary=text.boundary,
-            over_length=text.over_length,
-            max_length=text.max_length,
-            batch_tokens=batch_tokens,
-            cache=cache,
-            max_invalid=max_invalid,
-            shards=stage / "scores",
-            progress=_named(progress, save),
-        )
-
-    def traced(subject: "Subject", other: "Subject", stage: "Path", say: "Progress | None") -> SpinalTrace:
-        assert prompt_file is not None
-        same_text = subject.fingerprints.tokenizer is None or same_ids(other, subject)
-        return spinal_trace(
-            subject,
-            prompt_file,
-            max_tokens=max_tokens,
-            template=template,
-            eos=eos,
-            max_invalid=max_invalid,
-            seed=seed,
-            shards=stage / "trace",
-            progress=say,
-            tokenizer=other.tokenizer if same_text else None,
-        )
-
+    facts = {"reference": model_facts(other), **({"reward": model_facts(judge)} if judge else {})}
+    what = Measured(
+        sections=wanted,
+        pairs=pair_file,
+        prompts=prompt_file,
+        text=text,
+        preferences=preferences,
+        reward=judge,
+        terminal=terminal,
+        max_tokens=max_tokens,
+        max_invalid=max_invalid,
+        batch_tokens=batch_tokens,
+        cache=run.stage("cache") if cache is None else Path(cache),
+        seed=seed,
+    )
+    ladder = Ladder()
+    results: dict[int, list[SectionResult]] = {}
+    findings: list[Finding] = []
     for save in found:
         if save is not found[0]:
-            subject, other = opened(save)
+            subject, other = models.open(save)
         if other.fingerprint != start:
             raise InputError(f"{save.path}: its reference is not that of the saves before it")
-        models[f"step {save.step}"] = model_facts(subject)
-        stage = run.stage(save.stage)
-        results: list[SectionResult] = []
+        facts[f"step {save.step}"] = model_facts(subject)
+        findings += model_findings(subject, other, section="metrics")
+        say, folder = _named(progress, save), run.stage(f"step_{save.step:08d}")
+        results[save.step] = []
         if "ranking" in wanted or "rewards" in wanted:
             with watch.timed("preferences"):
-                table = scored(save, subject, other, stage)
-                kept.tables.append(table)
-                data["pairs"] |= {"scored": len(table.frame), "set_aside": count_reasons(table.invalid)}
-                results += ranking_sections(table, preferences) if "ranking" in wanted else []
-                results += reward_sections(table, {}, preferences) if "rewards" in wanted else []
+                results[save.step] += score(subject, other, what, ladder, folder, say)
+            table = ladder.tables[-1]
+            data["pairs"] |= {"scored": len(table.frame), "set_aside": count_reasons(table.invalid)}
         if "spinal" in wanted:
             with watch.timed("spinal"):
-                if kept.start is None:
-                    kept.start = traced(other, other, run.stage("step_00000000"), progress)
-                    kept.traces.append(kept.start)
-                trace = traced(subject, other, stage, _named(progress, save))
-                shards = stage / "distance"
-                comparison = compare_spinal(
-                    kept.start,
-                    trace,
-                    terminal=terminal,
-                    subjects=(other, subject),
-                    controls=(),
-                    seed=seed,
-                    shards=shards,
-                    progress=_named(progress, save),
-                )
-                results.append(comparison.section())
-                kept.to_first.append(_everywhere(comparison.base_distance, comparison.base.kept))
-                last = kept.previous or (other, kept.start)
-                kept.to_previous.append(_between(last, (subject, trace), shards, _named(progress, save)))
-                kept.traces.append(trace)
-                kept.previous = (subject, trace)
-        kept.results[save.step] = results
+                results[save.step].append(trace(subject, other, what, ladder, (run.stage(START), folder), say))
 
-    sections = [metrics_section(kept.results)]
+    sections = [metrics_section(results, findings=findings)]
     if "spinal" in wanted:
-        followed = _followed(kept, found, terminal=terminal, beta=preferences.training_beta, seed=seed)
+        followed = ladder.followed([save.step for save in found], what).section()
         sections.insert(0, followed.costed(watch.cost("spinal")))
     report = Report.assemble(
         title=f"Series of {len(found)} saves against {short_name(str(reference))}",
@@ -241,7 +175,7 @@ def series(
         f"over steps {found[0].step} to {found[-1].step}?",
         manifest=Manifest(
             command=command,
-            models=models,
+            models=facts,
             data=data,
             settings=settings,
             packages=package_versions(),
@@ -256,15 +190,22 @@ def series(
     return report
 
 
-def _sections(only: Sequence[str] | str | None, reward: object) -> tuple[str, ...]:
-    if isinstance(only, str):
-        only = [name.strip() for name in only.split(",")]
-    unknown = sorted({*(only or ())} - {*SECTIONS})
-    if unknown or (only is not None and not list(only)):
-        raise InputError(f"--only {','.join(unknown)}: no such section; choose from {', '.join(SECTIONS)}")
-    if only is not None and "rewards" in only and reward is None:
+def series_sections(only: Sequence[str] | str | None, reward: object) -> tuple[str, ...]:
+    """What is measured of every save: what is named, else all that the inputs allow."""
+    asked = asked_for(only, SECTIONS)
+    if asked is not None and "rewards" in asked and reward is None:
         raise InputError("--only rewards: the explicit reward is missing; give --reward")
-    return tuple(name for name in SECTIONS if (only is None and (name != "rewards" or reward)) or name in (only or ()))
+    default = [name for name in SECTIONS if name != "rewards" or reward is not None]
+    return tuple(name for name in SECTIONS if name in (default if asked is None else asked))
+
+
+def _require_blocks(reference: "Subject", wanted: Sequence[str], terminal: str) -> None:
+    """Refuse before anything is traced what `spinal_series` would refuse at the end."""
+    if "spinal" not in wanted:
+        return
+    if terminal == "last_third" and reference.n_layers < MIN_WINDOW:
+        raise InputError(f"{reference.name}: {reference.n_layers} blocks, the last third needs 3; use --only ranking")
+    terminal_window(terminal, reference.n_layers)
 
 
 def _named(progress: "Progress | None", save: Save) -> "Progress | None":
@@ -272,46 +213,3 @@ def _named(progress: "Progress | None", save: Save) -> "Progress | None":
         return None
     say = progress
     return lambda stage, done, total: say(f"step {save.step}: {stage}", done, total)
-
-
-def _everywhere(distance: Float[np.ndarray, "layers n"] | None, kept: np.ndarray) -> Float[np.ndarray, "layers N"]:
-    """A distance of the kept prompts on all of them, NaN elsewhere: saves may lose different prompts."""
-    if distance is None:
-        raise InputError("the saves read other token ids than the reference: no distances; use --only ranking")
-    whole = np.full((len(distance), len(kept)), np.nan)
-    whole[:, kept] = distance
-    return whole
-
-
-def _between(
-    first: "tuple[Subject, SpinalTrace]",
-    second: "tuple[Subject, SpinalTrace]",
-    shards: "Path",
-    progress: "Progress | None",
-) -> Float[np.ndarray, "layers N"]:
-    both = first[1].kept & second[1].kept
-    a, b = (trace if (trace.kept == both).all() else trace.restricted(both) for trace in (first[1], second[1]))
-    distance, _ = base_distance(
-        a,
-        b,
-        (first[0], second[0]),
-        identical=a.model.fingerprint == b.model.fingerprint,
-        warnings=[],
-        shards=shards,
-        progress=progress,
-    )
-    return _everywhere(distance, both)
-
-
-def _followed(kept: _Kept, found: Sequence[Save], *, terminal: str, beta: float, seed: int) -> SectionResult:
-    common = np.logical_and.reduce([trace.kept for trace in kept.traces])
-    return spinal_series(
-        kept.traces,
-        steps=[0, *(save.step for save in found)],
-        terminal=terminal,
-        distances=SeriesDistances(
-            to_first=np.stack(kept.to_first)[:, :, common], to_previous=np.stack(kept.to_previous)[:, :, common]
-        ),
-        held_out=held_out_values(kept.tables, beta) if kept.tables else None,
-        seed=seed,
-    ).section()

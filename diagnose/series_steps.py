@@ -1,5 +1,6 @@
 """Which saves does a series hold, and at which training steps? Folder names end in the step, or --steps says it."""
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -8,9 +9,23 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..errors import InputError
+from ..probes.checkpoint_files import locate
+from ..probes.fingerprint import weights_hash
+from ..probes.shards import item_key
 
-_STEP = re.compile(r"(\d+)$")
-_CHILD = re.compile(r"^(checkpoint|step)[-_]?\d+$")
+_STEP = re.compile(r"(?:^|[-_])(?:checkpoint|step|global_step|iter|epoch)?[-_]?(\d+)$")
+_NOT_IDENTITY = ("base_model_name_or_path", "_name_or_path", "transformers_version", "peft_version", "revision")
+_CHILD = re.compile(r"^(checkpoint|step|global_step)[-_]?\d+$")
+
+
+def save_hash(save: "Save") -> str:
+    """What tells a save from one trained again in the same place: its weights and configuration, from its files.
+
+    Raises InputError where it holds no checkpoint, before any save is read.
+    """
+    files = locate(save.path)
+    config = {key: value for key, value in sorted(files.config.items()) if key not in _NOT_IDENTITY}
+    return item_key(weights_hash(files.weights), json.dumps(config, sort_keys=True, default=str))
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +34,6 @@ class Save:
 
     step: int
     path: str
-
-    @property
-    def stage(self) -> str:
-        """Name of its stage in the run directory."""
-        return f"step_{self.step:08d}"
 
 
 def saves(folders: Sequence[str | os.PathLike[str]], steps: Sequence[int] | None = None) -> list[Save]:
@@ -54,9 +64,9 @@ def saves(folders: Sequence[str | os.PathLike[str]], steps: Sequence[int] | None
 
 
 def _children(folder: str) -> list[str]:
-    """Sub-folders `checkpoint-*` or `step_*` of a run folder; none where the folder is itself a checkpoint."""
+    """Sub-folders `checkpoint-*` or `step_*` of a run folder; its final model, which trainers leave there, is none."""
     path = Path(folder).expanduser()
-    if not path.is_dir() or any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if not path.is_dir():
         return []
     return [str(child) for child in sorted(path.iterdir()) if child.is_dir() and _CHILD.match(child.name)]
 
@@ -66,6 +76,6 @@ def _step_of(path: str) -> int:
     if match is None:
         raise InputError(
             f"{path}: its name does not end in a training step (as step_006 or checkpoint-500 do), and it holds no "
-            "folders that do; give --steps 6,12,..."
+            "folders checkpoint-* or step_*; give --steps 6,12,..."
         )
     return int(match[1])

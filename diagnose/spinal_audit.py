@@ -1,5 +1,6 @@
 """SPINAL of an audit: both models traced on the same prompts, the controls that were asked for, one section."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from ..errors import InputError
 from ..probes.inputs import PairFile, PromptFile
 from ..probes.policy import Named, load_control
 from ..probes.vocabulary import same_ids
+from .manifest import model_facts, model_identity
 from .spinal import SpinalTrace, compare_spinal, spinal_trace
 from .spinal_compare import CONTROLS, DEFAULT_CONTROLS, NOISE_SEEDS, SpinalComparison
 from .spinal_contrast import terminal_window
@@ -46,8 +48,10 @@ class SpinalSettings:
             if name not in CONTROLS:
                 raise InputError(f"--controls {name}: choose from {', '.join(CONTROLS)}; checkpoints go to --control")
         for name in self.control_checkpoints:
-            if name in CONTROLS or not name:
-                raise InputError(f"--control {name}=...: {', '.join(CONTROLS)} are taken; choose another name")
+            if name in CONTROLS or not re.fullmatch(r"\w+", name):
+                raise InputError(
+                    f"--control {name}=...: a name is letters, digits and _, and none of {', '.join(CONTROLS)}"
+                )
 
     def facts(self) -> dict[str, Any]:
         """For the manifest."""
@@ -61,25 +65,48 @@ class SpinalSettings:
         }
 
 
-def load_controls(
-    settings: SpinalSettings,
-    reference: "Named | Subject | None",
-    base: Named | None,
-    *,
-    dtype: str = "float32",
-    device: str = "auto",
-) -> "dict[str, Subject]":
-    """The control checkpoints by name; an adapter's base is `base`, else its own, else the reference."""
-    return {
-        name: load_control(path, reference, base=base, dtype=dtype, device=device)
-        for name, path in settings.control_checkpoints.items()
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """How a control checkpoint is opened; an adapter's base is `base`, else its own, else the reference."""
+
+    reference: "Named | Subject | None"
+    base: Named | None = None
+    dtype: str = "float32"
+    device: str = "auto"
+
+    def __call__(self, control: "Named | Subject") -> "Subject":
+        return load_control(control, self.reference, base=self.base, dtype=self.dtype, device=self.device)
+
+
+def control_facts(
+    settings: SpinalSettings, open_control: Opening, policy: "Subject", reference: "Subject"
+) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Identity and facts of every control, each opened and let go: memory holds one at a time.
+
+    Raises InputError for one that is the policy or the reference, or has another depth or dtype: before anything is
+    traced.
+    """
+    found = {}
+    for name, path in settings.control_checkpoints.items():
+        control = open_control(path)
+        for what, other in (("policy", policy), ("reference", reference)):
+            if control.fingerprint == other.fingerprint:
+                raise InputError(f"--control {name}={path}: it has the weights of the {what} ({other.name})")
+        for what, theirs, ours in (
+            ("blocks", control.n_layers, reference.n_layers),
+            ("dtype", control.dtype, reference.dtype),
+        ):
+            if theirs != ours:
+                raise InputError(f"--control {name}={path}: {what} {theirs}, the reference has {ours}")
+        found[name] = (model_identity(control), model_facts(control))
+        del control
+    return found
 
 
 def spinal_comparison(
     policy: "Subject",
     reference: "Subject",
-    controls: "Mapping[str, Subject]",
+    open_control: Opening,
     prompts: PromptFile,
     settings: SpinalSettings,
     *,
@@ -91,7 +118,10 @@ def spinal_comparison(
     stage: Stage = lambda name: None,
     progress: "Progress | None" = None,
 ) -> SpinalComparison:
-    """Trace reference, policy and controls on the ids of one tokenizer where they share one, then compare."""
+    """Trace reference, policy and controls on the ids of one tokenizer where they share one, then compare.
+
+    A control is opened for its own trace and let go.
+    """
 
     def traced(role: str, model: "Subject") -> SpinalTrace:
         same_text = model.fingerprints.tokenizer is None or same_ids(policy, model)
@@ -115,7 +145,9 @@ def spinal_comparison(
         terminal=settings.terminal,
         subjects=(reference, policy),
         controls=settings.controls,
-        control_traces={name: traced(f"control_{name}", model) for name, model in controls.items()},
+        control_traces={
+            name: traced(f"control_{name}", open_control(path)) for name, path in settings.control_checkpoints.items()
+        },
         noise_seeds=settings.noise_seeds,
         gradient=settings.gradient,
         pairs=pairs if settings.gradient not in NO_PAIRS else None,

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from ..errors import InputError
 from ..probes.encoding import Encoder, TextPolicy
-from ..probes.inputs import PromptFile, check_invalid, read_prompts
+from ..probes.inputs import Invalid, PromptFile, check_invalid, read_prompts
 from ..probes.vocabulary import require_same_tokenizer
 from .naming import short_name
 from .spinal_lens import lens_between, lens_vocabulary
@@ -76,7 +76,8 @@ def spinal_distance(
 
     Both models read a batch, then the next: nothing of size prompts x layers x width is held. Ids and vocabulary are
     those of one tokenizer, which both must share. readout: "own" (each through its own final norm and head) or "base"
-    (both through the base's: what a changed head or norm adds is left out). A prompt with a NaN in either is NaN.
+    (both through the base's: what a changed head or norm adds is left out). A prompt with a NaN in either is NaN; more
+    of them than the share `max_invalid` stop, naming row and layer.
     Raises InputError for other tokenizers, depths, or (readout="base") widths. Ours, for SPINAL (arXiv 2601.06238).
     """
     if readout not in READOUTS:
@@ -109,6 +110,7 @@ def spinal_distance(
         done += len(batch)
         if progress is not None:
             progress("same-layer distance", done, len(traced))
+    check_invalid(file, max_invalid, more=[*invalid, *_nonfinite(found, traced)])
     return SpinalDistance(
         distance=found,
         prompts=tuple(traced),
@@ -122,3 +124,16 @@ def spinal_distance(
             "text": encoder.facts(),
         },
     )
+
+
+def _nonfinite(distance: Float[np.ndarray, "layers N"], prompts: list[TracedPrompt]) -> list[Invalid]:
+    bad = ~np.isfinite(distance)
+    return [
+        Invalid(
+            row=prompts[i].row,
+            reason="nonfinite_row",
+            detail=f"NaN or infinity at the last token from layer {int(bad[:, i].argmax())} on",
+            name=prompts[i].prompt_id or "",
+        )
+        for i in np.flatnonzero(bad.any(0)).tolist()
+    ]

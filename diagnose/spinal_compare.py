@@ -204,7 +204,7 @@ def compare_spinal(
     for control in others:
         require_comparable(base, control.traces[0])
     if "template" in controls:
-        others.append(template_control(base, subjects, prompts, shards=shards, progress=progress))
+        others.append(template_control(base, aligned, subjects, prompts, shards=shards, progress=progress))
     if "noise" in controls and not identical:
         others.append(noise_control(base, subjects, seeds=noise_seeds, seed=seed, shards=shards, progress=progress))
     means = found.means | {

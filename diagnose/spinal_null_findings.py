@@ -16,6 +16,7 @@ WORDS = {
     "d_entropy_terminal": "the entropy of the read-out",
     "d_efficiency_terminal": "the straightness of the way",
 }
+MORE = "more than"  # how a verdict begins that says so
 CANNOT_TELL = "It cannot tell preference training from any training of this size"
 CONTROLS_WANTED = (
     "Give an SFT-only checkpoint, or DPO on shuffled labels, of equal steps, as a control (--control NAME=PATH): what "
@@ -30,8 +31,22 @@ def controls_findings(comparison: "SpinalComparison") -> list[Finding]:
 
 
 def caveat(comparison: "SpinalComparison") -> str:
-    """What the comparison cannot tell without a control that was trained; empty with one."""
-    return "" if (comparison.control_effects.kind == "trained").any() else f" {CANNOT_TELL}."
+    """What the comparison cannot tell unless it shows more than every control that was trained; else empty."""
+    trained = comparison.control_effects[comparison.control_effects.kind == "trained"]
+    more = trained.verdict.astype(str).str.startswith(MORE)
+    exceeded = trained.assign(more=more).groupby("control").more.any()
+    return "" if len(exceeded) and exceeded.all() else f" {CANNOT_TELL}."
+
+
+def beside_controls(comparison: "SpinalComparison") -> str:
+    """One clause a headline that has controls: of how many of them it is more; empty without controls."""
+    parts = []
+    for quantity, rows in comparison.control_effects.groupby("quantity", sort=False):
+        judged = rows[rows.verdict.notna() & (rows.kind != "template")]
+        if len(judged):
+            more = judged.verdict.str.startswith(MORE)
+            parts.append(f"{WORDS[str(quantity)]} {int(more.sum())} of {len(judged)} ({', '.join(judged.control)})")
+    return f" More than its controls show: {'; '.join(parts)}." if parts else ""
 
 
 def _finding(comparison: "SpinalComparison", name: str, rows: pd.DataFrame) -> Finding:
@@ -40,11 +55,11 @@ def _finding(comparison: "SpinalComparison", name: str, rows: pd.DataFrame) -> F
     told = {"trained": _trained, "template": _template, "noise": _noise}[kind]
     base, aligned = comparison.names
     sentence = (
-        told(name, base, aligned, known)
+        told(name, base, aligned, known) + _fewer(comparison, known)
         if len(known)
         else f"Control {name}: not there ({rows.reason.iloc[0] or 'no number'})."
     )
-    clear = kind == "trained" and (known.verdict == "more than the control").any()
+    clear = kind == "trained" and known.verdict.str.startswith(MORE).any()
     return Finding(
         severity="notice" if clear else "info",
         section="spinal",
@@ -52,6 +67,11 @@ def _finding(comparison: "SpinalComparison", name: str, rows: pd.DataFrame) -> F
         rests_on=[f"spinal.{quantity}" for quantity in known.quantity] or ["spinal.d_transport_terminal"],
         next_step="" if len(known) else CONTROLS_WANTED if kind == "trained" else "",
     )
+
+
+def _fewer(comparison: "SpinalComparison", rows: pd.DataFrame) -> str:
+    n, whole = int(rows.n.min()), comparison.base.n
+    return f" On {n} of the {whole} prompts: the others cannot be read so." if n < whole else ""
 
 
 def _trained(name: str, base: str, aligned: str, rows: pd.DataFrame) -> str:
@@ -72,11 +92,14 @@ def _template(name: str, base: str, aligned: str, rows: pd.DataFrame) -> str:
 
 def _noise(name: str, base: str, aligned: str, rows: pd.DataFrame) -> str:
     parts = [
-        f"{WORDS[str(row.quantity)]} {_size(row, 'effect')} against at most {_size(row, 'control_effect')} "
-        f"({row.verdict}, p = {row.p:.2g})"
+        f"{WORDS[str(row.quantity)]} {_size(row, 'effect')}, of the seed that moved most "
+        f"{_size(row, 'control_effect')} ({row.verdict}, p = {row.p:.2g})"
         for row in rows.itertuples()
     ]
-    return f"Control {name}: random weights as large as the update on {base}: {'; '.join(parts)}."
+    return (
+        f"Control {name}: random weights as large as the update of each matrix of the blocks of {base} (head, "
+        f"embeddings and gains stay): {'; '.join(parts)}."
+    )
 
 
 def _size(row: object, name: str) -> str:

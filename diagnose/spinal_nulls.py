@@ -15,6 +15,7 @@ from jaxtyping import Int
 
 from ..errors import InputError
 from .spinal_effects import ALPHA, HEADLINES, Blocks, Effects, Interval, effects
+from .spinal_settings import RESOLUTION
 from .spinal_trace import SpinalTrace, cluster_codes
 
 Kind = Literal["trained", "template", "noise"]
@@ -72,7 +73,7 @@ def _rows(
     clusters = cluster_codes([prompt for prompt, keep in zip(base.prompts, kept, strict=True) if keep])
     of_aligned = effects(b, a, window)
     of_control = [effects(b, trace, window) for trace in c]
-    between = [effects(trace, a, window) for trace in c]
+    between = [effects(trace, a, window) for trace in c] if control.kind == "trained" else []
     refused = next((found.no_exponents for found in (of_aligned, *of_control) if found.no_exponents), None)
     rows = []
     for quantity in HEADLINES:
@@ -80,8 +81,7 @@ def _rows(
         ours = [found.interval(quantity, clusters, seed) for found in of_control]
         row = _judged(control, quantity, effect, ours, between, clusters, seed)
         missing = control.reason or (refused if quantity == ALPHA else None) or "no number over this window"
-        whole = math.isfinite(effect[0]) and bool(ours) and math.isfinite(ours[0][0])
-        rows.append(row | {"n": int(kept.sum()), "reason": None if whole else missing})
+        rows.append(row | {"n": int(kept.sum()), "reason": missing if row["verdict"] is None else None})
     return rows
 
 
@@ -94,20 +94,20 @@ def _judged(
     clusters: Int[np.ndarray, "N"],
     seed: int,
 ) -> dict[str, object]:
-    largest = max(ours, key=lambda found: abs(found[0]), default=NONE)
+    there = [found for found in ours if math.isfinite(found[0])]
+    largest = max(there, key=lambda found: abs(found[0]), default=NONE)
     net, p, verdict = NONE, math.nan, None
-    known = math.isfinite(effect[0]) and math.isfinite(largest[0])
-    if control.kind == "noise" and known:
-        reached = sum(abs(found[0]) >= abs(effect[0]) for found in ours)
-        p = (1 + reached) / (len(ours) + 1)
-        verdict = "within noise" if reached else f"more than all {len(ours)} noise seeds"
-        if effect[1] <= 0 <= effect[2]:
-            verdict = "no clear effect"
-    elif control.kind == "trained" and known:
-        net = between[0].interval(quantity, clusters, seed)
-        verdict = compared(effect, net)
-    elif known and effect[0]:
-        verdict = f"the template alone: {abs(largest[0] / effect[0]):.2g} times the effect"
+    if math.isfinite(effect[0]) and there:
+        if control.kind == "trained":
+            net = between[0].interval(quantity, clusters, seed)
+            verdict = compared(effect, largest, net)
+        elif control.kind == "noise":
+            reached = sum(abs(found[0]) >= abs(effect[0]) for found in there)
+            p = (1 + reached) / (len(there) + 1)
+            shown = f"more than all {len(there)} noise seeds"
+            verdict = unclear(effect) or ("within noise" if reached else shown)
+        else:
+            verdict = unclear(effect) or f"the template alone: {largest[0] / effect[0]:+.2g} times the effect"
     values = {"effect": effect, "control_effect": largest, "net": net}
     return {
         "control": control.name,
@@ -120,11 +120,22 @@ def _judged(
     }
 
 
-def compared(effect: Interval, net: Interval) -> str:
-    """What is left of an effect when a control is taken away from it, in words."""
-    value, low, high = net
+def unclear(found: Interval) -> str | None:
+    """Why a difference is no clear one: no interval, one that holds 0, or under what batching may move; else None."""
+    value, low, high = found
     if not (math.isfinite(low) and math.isfinite(high)):
         return "no interval"
-    if low <= 0 <= high:
-        return "not told apart from the control"
-    return "more than the control" if value * effect[0] > 0 else "less than the control"
+    return "no clear effect" if low <= 0 <= high or abs(value) < RESOLUTION else None
+
+
+def compared(effect: Interval, control: Interval, net: Interval) -> str:
+    """What is left of an effect when a control is taken away from it, in words; only a clear effect can exceed one."""
+    if said := unclear(effect):
+        return said
+    if said := unclear(net):
+        return said if said == "no interval" else "not told apart from the control"
+    if net[0] * effect[0] < 0:
+        return "less than the control"
+    if not unclear(control) and control[0] * effect[0] < 0:
+        return "more than the control, which moves the other way"
+    return "more than the control"

@@ -7,17 +7,20 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jaxtyping import Bool
 
 from ..errors import InputError
-from ..probes.block_noise import changed_blocks, noisy_blocks
+from ..probes.block_noise import NoiseLostError, changed_blocks, noisy_blocks
 from ..probes.encoding import Encoder, TextPolicy
 from ..probes.inputs import PromptFile, read_prompts
-from .naming import short_name
 from .spinal_distance import TUNED
 from .spinal_nulls import Control
 from .spinal_reading import Folder, Progress, opened, prepare_prompts, read_prompts_of
 from .spinal_trace import SpinalTrace, analyse
+from .statistics import MIN_CLUSTERS
 
 if TYPE_CHECKING:
     from ..probes.subject import Subject
@@ -43,16 +46,24 @@ def noise_control(
     except InputError as error:
         return Control(name="noise", kind="noise", reason=str(error))
     if not norms:
-        return Control(name="noise", kind="noise", reason="identical weights: there is no change to match")
+        return Control(name="noise", kind="noise", reason="no matrix of a block changed: there is no size to match")
     traces = []
     for number in range(seeds):
-        with noisy_blocks(base, norms, seed=[seed, 7, number]) as noisy:
-            traces.append(_again(trace, noisy, f"noise seed {number}", _sub(shards, f"noise_{number}"), progress))
+        folder = _sub(shards, f"noise_{number}")
+        try:
+            with noisy_blocks(base, norms, seed=[seed, 7, number]) as noisy:
+                found = _again(trace, noisy, f"noise seed {number}", trace.kept, folder, progress)
+        except NoiseLostError as error:
+            found = str(error)
+        if isinstance(found, str):
+            return Control(name="noise", kind="noise", reason=found)
+        traces.append(found)
     return Control(name="noise", kind="noise", traces=tuple(traces))
 
 
 def template_control(
     trace: SpinalTrace,
+    aligned_trace: SpinalTrace,
     subjects: "tuple[Subject, Subject] | None",
     prompts: Prompts | None,
     *,
@@ -61,7 +72,7 @@ def template_control(
 ) -> Control:
     """The base under the aligned model's chat template, against the raw text that both models were read with.
 
-    Prompts are cut from the left to as many tokens more as the template has, so that no text is lost to it.
+    Prompts that were cut to `max_tokens` are left out: cut text under a template is another text.
     """
 
     def without(reason: str) -> Control:
@@ -71,46 +82,62 @@ def template_control(
         return without("models or prompts not given")
     if trace.settings["lens"] != "logit":
         return without(TUNED)
-    base, aligned = subjects
+    if trace.token_hash != aligned_trace.token_hash:
+        return without("the models read the texts as different ids")
     text = trace.settings["text"]
-    if text.get("template") == "chat":
-        return without("the prompts were read under the chat template; there is no raw reading to compare with")
+    if text["template"] not in ("auto", "none"):
+        return without("the prompts were read under a template; there is no raw reading to compare with")
     file = read_prompts(prompts)
     if any(not isinstance(prompt.text, str) for prompt in file):
         return without("the prompts are message lists, which have no raw reading")
-    if getattr(aligned.tokenizer, "chat_template", None) is None:
-        return without(f"the tokenizer of {short_name(aligned.name)} has no chat template")
-    encoder = Encoder(
-        aligned.tokenizer,
-        TextPolicy("chat", text.get("eos", "auto")),
-        vocab_rows=base.vocab_size,
-        limit=base.limit,
-        source=file.source,
+    base, aligned = subjects
+    try:
+        encoder = Encoder(
+            aligned.tokenizer,
+            TextPolicy("chat", text["eos"]),
+            vocab_rows=base.vocab_size,
+            limit=base.limit,
+            source=file.source,
+        )
+    except InputError as error:  # no tokenizer, or one without a template
+        return without(str(error))
+    positions = {"lens_positions": trace.settings["lens_positions"], "seed": trace.settings["seed"]}
+    whole = {p.digest: p for p in prepare_prompts(file, encoder, max_tokens=10**9, **positions)[0]}
+    uncut = np.array(
+        [len(p.ids) < trace.settings["max_tokens"] and p.digest in whole for p in trace.prompts], dtype=bool
     )
-    seed = trace.settings["seed"]
-    options = {"lens_positions": trace.settings["lens_positions"], "seed": seed}
-    whole, _, _ = prepare_prompts(file, encoder, max_tokens=10**9, **options)
-    raw = {prompt.digest: len(prompt.ids) for prompt in trace.prompts}
-    more = [len(prompt.ids) - raw[prompt.digest] for prompt in whole if raw.get(prompt.digest, 0) < _limit(trace)]
-    templated, _, _ = prepare_prompts(file, encoder, max_tokens=_limit(trace) + max(more, default=0), **options)
-    if [prompt.digest for prompt in templated] != list(raw):
-        return without("under the template other prompts are left than without it (repeated or too long)")
+    if uncut.sum() < MIN_CLUSTERS:
+        return without(f"{int(uncut.sum())} prompts are shorter than max_tokens; {MIN_CLUSTERS} are needed")
+    templated = [whole[p.digest] if left else p for p, left in zip(trace.prompts, uncut, strict=True)]
     found = replace(trace, prompts=tuple(templated), settings=trace.settings | {"text": encoder.facts()})
-    return Control(
-        name="template",
-        kind="template",
-        traces=(_again(found, base, "chat template", _sub(shards, "template"), progress),),
-    )
+    return _one(found, base, "template", "chat template", uncut, _sub(shards, "template"), progress)
 
 
-def _limit(trace: SpinalTrace) -> int:
-    return int(trace.settings["max_tokens"])
+def _one(
+    trace: SpinalTrace,
+    subject: "Subject",
+    kind: Literal["template", "noise"],
+    what: str,
+    kept: Bool[np.ndarray, "N"],
+    shards: Path | None,
+    progress: Progress | None,
+) -> Control:
+    """A control of one trace; its reason where too many prompts are not finite in it."""
+    found = _again(trace, subject, what, kept, shards, progress)
+    if isinstance(found, str):
+        return Control(name=kind, kind=kind, reason=found)
+    return Control(name=kind, kind=kind, traces=(found,))
 
 
 def _again(
-    trace: SpinalTrace, subject: "Subject", what: str, shards: Path | None, progress: Progress | None
-) -> SpinalTrace:
-    """The prompts of a trace read by a subject of the same shape."""
+    trace: SpinalTrace,
+    subject: "Subject",
+    what: str,
+    kept: Bool[np.ndarray, "N"],
+    shards: Path | None,
+    progress: Progress | None,
+) -> SpinalTrace | str:
+    """The prompts of a trace read by a subject of the same shape; a reason where most of them are not finite."""
     settings = trace.settings
     model = replace(trace.model, name=f"{trace.model.name} ({what})", fingerprint=subject.fingerprint)
 
@@ -127,7 +154,10 @@ def _again(
         shards=shards,
         progress=told,
     )
-    return analyse(model, trace.prompts, readings, readings.finite, settings, trace.counts)
+    left = kept & readings.finite
+    if 2 * left.sum() < kept.sum():
+        return f"{what}: only {int(left.sum())} of {int(kept.sum())} prompts are finite"
+    return analyse(model, trace.prompts, readings, left, settings, trace.counts)
 
 
 def _sub(shards: Folder | None, name: str) -> Path | None:

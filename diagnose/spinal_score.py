@@ -85,7 +85,7 @@ def block_norms_of(
     found = [
         gradient_concentration(
             subject, pairs, of=place, loss="nll" if place == "lens_local" else "margin", seed=seed,
-            template=text.get("template", "auto"), eos=text.get("eos", "auto"), progress=progress,
+            template=text.get("template", "auto"), eos=text.get("eos", "auto"), boundary="accept", progress=progress,
         )
         for subject in subjects
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from .report import Estimate, Finding, Section, SectionResult
 from .spinal_contrast import MIN_TESTED, terminal_window
 from .spinal_controls import ALARM
 from .spinal_estimates import trace_estimates
-from .spinal_null_findings import CONTROLS_WANTED, caveat, controls_findings
+from .spinal_null_findings import CONTROLS_WANTED, beside_controls, caveat, controls_findings
 from .spinal_score import DETECTED_NAMES
 from .spinal_settings import RESOLUTION
 from .spinal_trace import SAMPLING_ONLY
@@ -172,7 +172,7 @@ def _comparison_summary(comparison: "SpinalComparison") -> str:
     if comparison.alarm:
         return (
             f"{aligned} differs from {base} by more than the choice of prompts explains ({tests}): "
-            f"{_directions(comparison)}. {distance}{caveat(comparison)}"
+            f"{_directions(comparison)}. {distance}{beside_controls(comparison)}{caveat(comparison)}"
         )
     tested = ["transport"] if transport.value is not None and not few else []
     tested += ["contraction"] if alpha.value is not None else []

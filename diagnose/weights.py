@@ -86,7 +86,7 @@ def weight_spectrum(subject: "Subject", reference: "Subject | None" = None) -> W
     (Frobenius), `delta_top` = s_1^2 / sum s^2 of dW, its Gaussian null and their ratio. Fused q, k, v are taken apart
     where the model type is known. An adapter needs no merging: its effective weights are read one at a time.
     Raises InputError where the two models do not have the same matrices, where weights are packed (low-bit), and for
-    carriers whose weights cannot be read. Definitions: docs/spinal.md, section 10 (ours but for the exponents).
+    carriers whose weights cannot be read. Definitions: docs/weights.md (ours but for the exponents).
     """
     pairs = _alone(subject) if reference is None else _paired(subject, reference)
     rows = [_row(own, other) for own, other in pairs]

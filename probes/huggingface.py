@@ -8,7 +8,6 @@ import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -193,12 +192,11 @@ class HuggingFaceSubject:
         with torch.no_grad(), self._measuring():
             return generate(self, prompts, **kwargs)
 
-    def under(self, name: str, fingerprint: str) -> "HuggingFaceSubject":
+    def under(self, name: str, fingerprints: Fingerprint) -> "HuggingFaceSubject":
         """The same module under another name and fingerprint: for as long as its weights are changed on purpose."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
-        other.name = name
-        other._fingerprints = replace(self.fingerprints, weights=fingerprint, combined=fingerprint)
+        other.name, other._fingerprints = name, fingerprints
         other._head, other._head_is_known = None, False
         return other
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import alignscope
 from alignscope import InputError, Report
+from alignscope.dashboards.figures import report_figures
 from alignscope.diagnose.audit import audit
 from alignscope.diagnose.trace_run import trace_run
 from alignscope.probes.policy import load_policy_and_reference
@@ -272,3 +273,59 @@ def test_no_diagnostic_named_is_refused(zoo, moved):
     for nothing in ((), []):
         with pytest.raises(InputError, match="only"):
             audit(moved, zoo["llama"], pair_rows(), only=nothing)
+
+
+# ---- controls of SPINAL
+
+
+def test_control_checkpoints_stand_beside_the_contrast(zoo, moved, tmp_path):
+    adapter = make_adapter(zoo["llama"], tmp_path / "sft")
+    report = audit(
+        moved, zoo["llama"], pair_rows(40), only="spinal", controls=("halves", "noise"), noise_seeds=2,
+        control_checkpoints={"sft": adapter}, out=tmp_path / "run",
+    )  # fmt: skip
+    table = report.to_frame("spinal.controls")
+    assert set(table.control) == {"sft", "noise"}
+    assert report.manifest.models["control sft"]["adapter"]
+    assert (tmp_path / "run" / "stages" / "trace_control_sft").is_dir()
+    assert "Control sft (against llama" in sentences(report)
+    figures = report_figures(report)
+    assert {"spinal.controls_transport", "spinal.controls_entropy"} <= set(figures)
+    rows = table[(table.quantity == "d_transport_terminal")]
+    marks = {trace.name: list(trace.x) for trace in figures["spinal.controls_transport"].data}
+    assert marks["control"] == pytest.approx(rows.control_effect.tolist())
+    assert marks["effect minus control"] == pytest.approx(rows.net.dropna().tolist())
+
+
+@pytest.mark.parametrize(
+    ("controls", "message"),
+    [
+        ({"noise": "x"}, "none of halves, template, noise"),
+        ({"dpo/shuffled": "x"}, "letters, digits and _"),
+        ({"sft": "llama"}, "it has the weights of the reference"),
+        ({"sft": "moved"}, "it has the weights of the policy"),
+        ({"sft": "deep"}, r"blocks 5, the reference has \d"),
+    ],
+)
+def test_a_control_that_is_none_is_refused_before_anything_is_traced(zoo, moved, tmp_path, controls, message):
+    def stop(stage: str, done: int, total: int) -> None:
+        pytest.fail(f"{stage} was begun")
+
+    deep = tmp_path / "deep"
+    tiny_model(blocks=5).save_pretrained(deep)
+    tiny_tokenizer().save_pretrained(deep)
+    places = {"llama": zoo["llama"], "moved": moved, "deep": deep}
+    given = {name: places.get(value, value) for name, value in controls.items()}
+    with pytest.raises(InputError, match=message):
+        audit(moved, zoo["llama"], pair_rows(), only="spinal", control_checkpoints=given, progress=stop)
+
+
+def test_controls_without_the_section_that_reads_them_are_refused(zoo, moved):
+    with pytest.raises(InputError, match="read by the section spinal"):
+        audit(moved, zoo["llama"], pair_rows(), only="ranking", control_checkpoints={"sft": moved})
+
+
+def test_weights_are_a_section_of_their_own(zoo, moved):
+    report = audit(moved, zoo["llama"], pair_rows(), only="weights")
+    assert [section.name for section in report.sections] == ["weights"]
+    assert report.section("weights").estimates["delta_share"].value == pytest.approx(0.02, rel=1e-3)

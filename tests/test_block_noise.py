@@ -8,7 +8,7 @@ from tiny_tokenizer import tiny_tokenizer
 
 import alignscope
 from alignscope import InputError
-from alignscope.probes.block_noise import changed_blocks, noisy_blocks
+from alignscope.probes.block_noise import NoiseLostError, changed_blocks, noisy_blocks
 from alignscope.probes.quiet import quiet_loading
 
 
@@ -94,3 +94,23 @@ def test_models_with_other_blocks_have_no_change_to_match(base):
 
 def test_equal_weights_have_no_norms(base):
     assert changed_blocks(base, tiny_subject()) == {}
+
+
+def test_a_format_that_rounds_the_noise_away_is_refused_and_the_weights_come_back(norms):
+    model = tiny_model().bfloat16()
+    base = alignscope.wrap(model, tiny_tokenizer())
+    before = state(base)
+    small = {place: 1e-4 * norm for place, norm in norms.items()}
+    with pytest.raises(NoiseLostError, match="bfloat16 rounds noise"), noisy_blocks(base, small, seed=[0]):
+        pass
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.model.state_dict().items())
+
+
+def test_a_matrix_that_two_blocks_share_is_refused(base):
+    layers = base.model.model.layers
+    layers[3].mlp = layers[2].mlp
+    name = "mlp.up_proj.weight"
+    before, both = state(base), {(3, name): 1.0, (4, name): 1.0}
+    with pytest.raises(InputError, match="a shared mlp"), noisy_blocks(base, both, seed=[0]):
+        pass
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.model.state_dict().items())

@@ -14,6 +14,7 @@ from alignscope.diagnose.audit import audit
 from alignscope.diagnose.estimate_names import series_estimate_names
 from alignscope.diagnose.series_run import series
 from alignscope.diagnose.series_steps import saves
+from alignscope.probes.huggingface import HuggingFaceSubject
 
 PAIRS = [
     {"prompt": f"The fox {i}.\n", "chosen": f"jumps {i * 7 % 11}", "rejected": f"sleeps {i * 3 % 5}x"}
@@ -72,13 +73,16 @@ def test_the_headlines_are_those_of_the_last_save(report):
 
 
 def test_the_estimates_have_the_names_that_gates_may_use(report):
-    names = series_estimate_names()
+    names = series_estimate_names(("ranking", "spinal"))
     for section in ("series", "metrics"):
         assert set(report.section(section).estimates) == set(names[section])
+    assert "series" not in series_estimate_names(("ranking",))
+    assert "spinal_d_alpha_terminal" not in series_estimate_names(("ranking",))["metrics"]
 
 
 def test_few_saves_have_no_cusum(report):
     reasons = [e.reason for name, e in report.section("series").estimates.items() if name.startswith("cusum")]
+    assert len(reasons) == 4
     assert all("too few checkpoints" in reason for reason in reasons)
 
 
@@ -105,8 +109,42 @@ def test_a_killed_run_goes_on_and_reads_no_finished_save_again(ladder, zoo, tmp_
     again = series([ladder], zoo["llama"], PAIRS, out=tmp_path / "run")
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
     pd.testing.assert_frame_equal(again.to_frame("metrics.metrics"), report.to_frame("metrics.metrics"))
-    monkeypatch.setattr(series_run, "score_pairs", None)  # a finished run is read, not made
+    monkeypatch.setattr(series_run, "score", None)  # a finished run is read, not made
     assert series([ladder], zoo["llama"], PAIRS, out=tmp_path / "run").title == again.title
+
+
+def test_a_save_that_was_trained_again_is_no_finished_run(ladder, zoo, tmp_path):
+    run = tmp_path / "ladder"
+    shutil.copytree(ladder, run)
+    series([run], zoo["llama"], PAIRS, out=tmp_path / "run", only="ranking")
+    file = run / "checkpoint-100" / "model.safetensors"
+    weights = {k: v * 1.1 for k, v in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match="step 100"):
+        series([run], zoo["llama"], PAIRS, out=tmp_path / "run", only="ranking")
+
+
+def test_an_assumed_beta_is_told(report, ladder, zoo, tmp_path):
+    assert any("TRL's default; not given" in text for text in report.section("metrics").warnings)
+    given = series([ladder], zoo["llama"], PAIRS, out=tmp_path / "run", only="ranking", beta=0.2)
+    assert not any("not given" in text for text in given.section("metrics").warnings)
+    assert given.manifest.settings["beta"] == 0.2
+
+
+def test_the_reference_is_read_once(ladder, zoo, tmp_path, monkeypatch):
+    passes = []
+    original = HuggingFaceSubject.trace
+
+    def counted(self, *arguments, **options):
+        passes.append(self.name)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(HuggingFaceSubject, "trace", counted)
+    series([ladder / "checkpoint-50"], zoo["llama"], PAIRS, out=tmp_path / "one", only="ranking")
+    once = sum(name == str(zoo["llama"]) for name in passes)
+    passes.clear()
+    series([ladder], zoo["llama"], PAIRS, out=tmp_path / "three", only="ranking")
+    assert sum(name == str(zoo["llama"]) for name in passes) == once > 0
 
 
 def test_preferences_alone_need_no_traces(ladder, zoo, tmp_path):
@@ -120,6 +158,18 @@ def test_preferences_alone_need_no_traces(ladder, zoo, tmp_path):
 def test_saves_are_found_in_a_run_folder_in_the_order_of_training(ladder):
     assert [save.step for save in saves([ladder])] == [50, 100, 200]
     assert [save.step for save in saves([ladder / "checkpoint-200", ladder / "checkpoint-50"])] == [50, 200]
+
+
+def test_the_final_model_in_a_run_folder_is_left_out(ladder, zoo, tmp_path):
+    run = tmp_path / "dpo-v2"
+    shutil.copytree(ladder, run)
+    shutil.copy(zoo["llama"] / "config.json", run)
+    assert [save.step for save in saves([run])] == [50, 100, 200]
+
+
+def test_a_version_in_a_name_is_no_step(tmp_path):
+    with pytest.raises(InputError, match="does not end in a training step"):
+        saves([tmp_path / "dpo-v2"])
 
 
 def test_steps_can_be_given(tmp_path):

@@ -47,18 +47,34 @@ def test_a_control_checkpoint_is_taken_away_prompt_by_prompt(traces, halfway):
     assert line.verdict == "more than the control"
 
 
+CLEAR, NONE_SHOWN = (0.5, 0.4, 0.6), (0.1, -0.1, 0.3)
+
+
 @pytest.mark.parametrize(
-    ("effect", "net", "verdict"),
+    ("effect", "control", "net", "verdict"),
     [
-        (1.0, (0.4, 0.1, 0.7), "more than the control"),
-        (-1.0, (-0.4, -0.7, -0.1), "more than the control"),
-        (1.0, (-0.4, -0.7, -0.1), "less than the control"),
-        (1.0, (0.1, -0.1, 0.3), "not told apart from the control"),
-        (1.0, (0.1, np.nan, np.nan), "no interval"),
+        ((1.0, 0.9, 1.1), CLEAR, (0.5, 0.3, 0.7), "more than the control"),
+        ((-1.0, -1.1, -0.9), (-0.5, -0.6, -0.4), (-0.5, -0.7, -0.3), "more than the control"),
+        ((1.0, 0.9, 1.1), (-0.5, -0.6, -0.4), (1.5, 1.3, 1.7), "more than the control, which moves the other way"),
+        ((0.5, 0.4, 0.6), (1.0, 0.9, 1.1), (-0.5, -0.7, -0.3), "less than the control"),
+        ((1.0, 0.9, 1.1), CLEAR, NONE_SHOWN, "not told apart from the control"),
+        ((0.01, -0.05, 0.07), CLEAR, (1.0, 0.9, 1.1), "no clear effect"),
+        ((2e-6, 1e-6, 3e-6), CLEAR, (1.0, 0.9, 1.1), "no clear effect"),
+        ((1.0, 0.9, 1.1), CLEAR, (2e-6, 1e-6, 3e-6), "not told apart from the control"),
+        ((1.0, 0.9, 1.1), CLEAR, (0.1, np.nan, np.nan), "no interval"),
+        ((1.0, np.nan, np.nan), CLEAR, (0.5, 0.3, 0.7), "no interval"),
     ],
 )
-def test_the_verdict_needs_an_interval_clear_of_0(effect, net, verdict):
-    assert compared((effect, effect, effect), net) == verdict
+def test_only_a_clear_effect_whose_rest_is_clear_exceeds_a_control(effect, control, net, verdict):
+    assert compared(effect, control, net) == verdict
+
+
+def test_with_few_prompts_no_verdict_is_given():
+    models = [tiny_subject(), tiny_subject(changed=5, scale=1.3), tiny_subject(changed=5, scale=1.1)]
+    few = [spinal_trace(model, letters(5)) for model in models]
+    noise = Control(name="noise", kind="noise", traces=(few[2],))
+    sft = Control(name="sft", kind="trained", traces=(few[2],))
+    assert set(controls_table(few[0], few[1], [noise, sft], (4, 6), seed=0).verdict.dropna()) == {"no interval"}
 
 
 def test_noise_has_the_p_of_its_seeds_and_leaves_the_base_as_it_was(subjects, traces):
@@ -106,22 +122,34 @@ def test_the_template_control_reads_the_base_under_the_chat_template(templated):
     assert exponent.reason.startswith("different token ids")
 
 
-def test_no_text_is_lost_to_the_template(templated):
-    prompts = letters(60, longest=30)
+def test_cut_prompts_are_left_out_of_the_template_control(templated):
+    traces = [spinal_trace(model, PROMPTS, max_tokens=20) for model in templated]
+    found = compare_spinal(*traces, subjects=templated, controls=("template",), prompts=PROMPTS)
+    (chat,) = found.controls["template"].traces
+    uncut = [len(prompt.ids) < 20 for prompt in traces[0].prompts]
+    assert chat.kept.tolist() == uncut
+    assert row(found.control_effects, "template").n == sum(uncut) < len(uncut)
+
+    def letters_of(ids) -> str:
+        return templated[0].tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "")
+
+    for raw, whole, kept in zip(traces[0].prompts, chat.prompts, uncut, strict=True):
+        assert not kept or letters_of(raw.ids) in letters_of(whole.ids)
+
+
+def test_two_long_prompts_that_end_alike_stop_no_template_control(templated):
+    end = "abcdefgh" * 4
+    prompts = [*letters(40, longest=15), f"x{end}", f"y{end}"]
     traces = [spinal_trace(model, prompts, max_tokens=20) for model in templated]
     found = compare_spinal(*traces, subjects=templated, controls=("template",), prompts=prompts)
-    (chat,) = found.controls["template"].traces
-    longer = {len(b.ids) - len(a.ids) for a, b in zip(traces[0].prompts, chat.prompts, strict=True) if len(a.ids) < 20}
-    assert len(longer) == 1
-    cut = [len(b.ids) for a, b in zip(traces[0].prompts, chat.prompts, strict=True) if len(a.ids) == 20]
-    assert max(cut) == 20 + longer.pop()
+    assert found.controls["template"].reason is None
 
 
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
         ({}, "models or prompts not given"),
-        ({"prompts": PROMPTS, "subjects": "plain"}, "has no chat template"),
+        ({"prompts": PROMPTS, "subjects": "plain"}, "no chat template"),
     ],
 )
 def test_a_template_control_that_cannot_be_had_says_why(subjects, traces, what, reason):
