@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 from .changepoints import Onset
 from .report import Finding, Section, SectionResult
-from .spinal_section import CONTROLS_WANTED
 from .spinal_series_rules import WORDS, Alarm, false_alarm_words
 from .spinal_series_signals import NAMES
 
@@ -18,6 +17,11 @@ TRAJECTORY = (
 LAYERS = (
     "a row a save and layer (0 = embeddings): exponent, angle of the step that leaves the layer, entropy, distance to "
     "the start's read-out, with intervals; n prompts"
+)
+
+AUDIT_WANTED = (
+    "Audit the save that matters with --controls, and with --control NAME=PATH for SFT only or shuffled labels of equal "
+    "steps: what those show too is not due to the preferences."
 )
 
 
@@ -121,7 +125,7 @@ def _onset_finding(series: "SpinalSeries") -> Finding:
     beside = (
         "Noise of the weights alone moves: " + ", ".join(f"{name} by {size:.3g}" for name, size in sized.items()) + "."
         if sized
-        else "No noise control was given: weight noise of the same size may move these signals too."
+        else "Weight noise of the same size may move these signals too."
     )
     began = _began(series)
     return Finding(
@@ -129,5 +133,5 @@ def _onset_finding(series: "SpinalSeries") -> Finding:
         section="series",
         sentence=f"{began[0].upper()}{began[1:]}. {beside}",
         rests_on=["series.onset", *(f"series.onset_{NAMES[letter]}" for letter in series.onsets)],
-        next_step=CONTROLS_WANTED if series.onset.seen else "",
+        next_step=AUDIT_WANTED if series.onset.seen else "",
     )

@@ -117,7 +117,7 @@ def test_an_onset_lies_between_the_saves_around_it(base):
     shown = series.estimates["onset_transport"]
     assert (shown.low, shown.value, shown.high, shown.level) == (10.0, 20.0, 20.0, None)
     assert "transport a step rose between steps 10 and 20" in series.summary()
-    assert "No noise control was given" in series.section().findings[-1].sentence
+    assert "Weight noise of the same size may move these signals too" in series.section().findings[-1].sentence
 
 
 def test_a_drop_of_entropy_is_an_onset_downwards(base):
