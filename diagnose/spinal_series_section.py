@@ -20,7 +20,7 @@ LAYERS = (
 )
 
 AUDIT_WANTED = (
-    "Audit the save that matters with --controls, and with --control NAME=PATH for SFT only or shuffled labels of equal "
+    "Audit the save that matters with --controls, and --control NAME=PATH for SFT only or shuffled labels of equal "
     "steps: what those show too is not due to the preferences."
 )
 
