@@ -23,6 +23,9 @@ _LAZY = {
     "compare_spinal": ".diagnose.spinal",
     "spinal_distance": ".diagnose.spinal",
     "spinal_series": ".diagnose.spinal_series",
+    "spinal_profiles": ".diagnose.spinal_profiles",
+    "weight_spectrum": ".diagnose.weights",
+    "effective_rows": ".diagnose.effective_rows",
     "gradient_concentration": ".diagnose.gradients",
     "train_lens": ".diagnose.lens_training",
     "TunedLens": ".probes.tuned_lens",
@@ -50,6 +53,7 @@ __all__ = [
     "audit",
     "audit_tables",
     "compare_spinal",
+    "effective_rows",
     "gradient_concentration",
     "load",
     "load_reward",
@@ -59,22 +63,27 @@ __all__ = [
     "reward_report",
     "score_pairs",
     "spinal_distance",
+    "spinal_profiles",
     "spinal_series",
     "spinal_trace",
     "train_lens",
+    "weight_spectrum",
     "wrap",
 ]
 
 if TYPE_CHECKING:
     from .diagnose.audit import audit
+    from .diagnose.effective_rows import effective_rows
     from .diagnose.gradients import gradient_concentration
     from .diagnose.lens_training import train_lens
     from .diagnose.ranking_report import ranking_report
     from .diagnose.report import Estimate, Finding, Report
     from .diagnose.reward_report import reward_report
     from .diagnose.spinal import compare_spinal, spinal_distance, spinal_trace
+    from .diagnose.spinal_profiles import spinal_profiles
     from .diagnose.spinal_series import spinal_series
     from .diagnose.table_audit import audit_tables
+    from .diagnose.weights import weight_spectrum
     from .probes.inputs import read_pairs, read_prompts
     from .probes.loading import load, wrap
     from .probes.pair_table import PairScores

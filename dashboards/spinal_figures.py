@@ -13,6 +13,7 @@ from .profiles import STEP_AXIS, contrast_profile, layer_profile
 from .spinal_control_figures import control_figures
 from .wording import missing, moved, stated
 
+DEPTH_AXIS = "relative depth of the block that the step leaves (1 = last block)"
 CONTROL = "control: the base on other prompts"
 _CONTROL_HOW = (
     " The grey band is the control, the same base model on one half of the prompts against the other half: unpaired "
@@ -217,3 +218,20 @@ def _rows(tables: Mapping[str, pd.DataFrame], name: str, value: str) -> pd.DataF
     """The whole table (gaps stay gaps) where `value` has at least one number."""
     needed = ("layer", value) if name in ("contrast", "transport") else ("model", "layer", value)
     return None if table_with(tables, name, *needed) is None else tables[name]
+
+
+def profile_figure(frame: pd.DataFrame) -> go.Figure:
+    """Transport of several models over relative depth: shapes beside each other, no contrast."""
+    rows = frame[(frame.layer > 0) & frame.angle.notna()]
+    figure = layer_profile(
+        rows.assign(layer=rows.relative_depth),
+        value="angle",
+        unit="rad",
+        title="Transport by relative depth, of models of unlike depth",
+        y_title="angle a step",
+        x_title=DEPTH_AXIS,
+        how="Each model has its own blocks, so that nothing is subtracted: compare where steps are long and where "
+        "short. Widths, vocabularies and numbers of prompts move heights by themselves.",
+    )
+    figure.update_xaxes(tickformat=".2f", dtick=None)
+    return figure

@@ -18,10 +18,11 @@ from ..errors import InputError
 from ..probes.encoding import Encoder, TextPolicy
 from ..probes.inputs import Invalid, PromptFile, check_invalid, read_prompts
 from ..probes.shards import item_key
+from .lens_choice import lens_facts, opened_lens
 from .naming import short_name
 from .spinal_between import SpinalDistance, spinal_distance
 from .spinal_compare import SpinalComparison, compare_spinal
-from .spinal_lens import lens_facts, lens_vocabulary, opened_lens
+from .spinal_lens import lens_vocabulary
 from .spinal_reading import Folder, Progress, Readings, TracedPrompt, opened, prepare_prompts, read_prompts_of
 from .spinal_settings import check_trace_settings, preset_values
 from .spinal_trace import TRACE_VERSION, SpinalTrace, TracedModel, analyse

@@ -294,9 +294,12 @@ def require_comparable(base: SpinalTrace, aligned: SpinalTrace) -> list[str]:
     pairs += [(name, base.settings.get(name), aligned.settings.get(name)) for name in SAME_SETTINGS]
     for what, first, second in pairs:
         if first != second:
+            advice = "trace both models with the same prompts and settings"
+            if what == "blocks":
+                advice = "their layers are not each other's: spinal_profiles draws both by relative depth"
             raise InputError(
                 f"the traces cannot be compared: {what} {first} in {base.model.name}, {second} in "
-                f"{aligned.model.name}; trace both models with the same prompts and settings"
+                f"{aligned.model.name}; {advice}"
             )
     same_ids = base.token_hash == aligned.token_hash
     if not same_ids and base.text_hash != aligned.text_hash:

@@ -1,14 +1,12 @@
 """What do residual rows read out to? Through the fused kernel where the head is simple, else the model's modules."""
 
-import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import InputError
 from ..probes.kernels import lens_distance, lens_transport
 from ..probes.kernels.eager import exact_products, tile_state
 from ..probes.kernels.lens_state import LensReading, Pairs, finish
@@ -16,7 +14,6 @@ from ..probes.vocabulary import real_vocabulary
 
 if TYPE_CHECKING:
     from ..probes.subject import Head, Subject
-    from ..probes.tuned_lens import TunedLens
 
 BLOCK = 64  # places normed at a time
 TILE_BYTES = 64 * 2**20  # logits held by the fallback
@@ -29,26 +26,6 @@ class LensSteps(NamedTuple):
     angle: Angles  # of step l -> l + 1, radians in [0, pi]
     entropy: Float[np.ndarray, "layers places"]  # nats
     pair_angle: Float[np.ndarray, "pairs places"]  # radians
-
-
-def opened_lens(lens: object, subject: "Subject", *, shared: bool) -> "TunedLens | None":
-    """The tuned lens to read with; None for "logit". Raises InputError for one of another model, see `require_fits`."""
-    from ..probes.tuned_lens import TunedLens
-
-    if lens == "logit":
-        return None
-    if not isinstance(lens, TunedLens | str | os.PathLike):
-        raise InputError(f"lens={lens!r}: expected 'logit', a TunedLens, or the folder of one")
-    found = lens if isinstance(lens, TunedLens) else TunedLens.load(lens)
-    found.require_fits(subject, shared=shared)
-    return found
-
-
-def lens_facts(lens: "TunedLens | None") -> dict[str, Any]:
-    """For the settings of a trace."""
-    if lens is None:
-        return {"lens": "logit"}
-    return {"lens": "tuned", "lens_of": lens.model["name"], "lens_fingerprint": lens.fingerprint}
 
 
 def lens_vocabulary(subject: "Subject") -> int:

@@ -27,8 +27,9 @@ from .spinal_gates import (
     local_slopes,
     rank_measures,
 )
-from .spinal_options import SpectrumOptions, add_options, exponents_with, scaled
+from .spinal_options import SpectrumOptions, exponents_with, scaled
 from .spinal_reading import TORN, Folder, Readings, TracedPrompt, opened, read_arrays, write_arrays
+from .spinal_sensitivity import add_options
 from .spinal_spectra import all_layers, group_labels, half_samples, rounding_floor
 from .statistics import cluster_bootstrap, delete_group_jackknife
 

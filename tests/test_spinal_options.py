@@ -10,7 +10,8 @@ import torch
 from spinal_models import letters, tiny_subject
 
 from alignscope import InputError, compare_spinal, spinal_trace
-from alignscope.diagnose.spinal_options import SpectrumOptions, add_options, corrected, exponents_with, scaled, stacked
+from alignscope.diagnose.spinal_options import SpectrumOptions, exponents_with, scaled
+from alignscope.diagnose.spinal_sensitivity import add_options, corrected, stacked
 from alignscope.diagnose.spinal_settings import preset_values
 from alignscope.diagnose.spinal_spectra import RowSpectrum
 from alignscope.probes.kernels import fit_power_law
