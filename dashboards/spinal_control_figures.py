@@ -39,13 +39,7 @@ def _figure(rows: pd.DataFrame, quantity: str) -> go.Figure | None:
     what, axis = _QUANTITIES[quantity]
     unit = rows.unit.iloc[0]
     trained = rows[rows.kind == "trained"]
-    more = trained[trained.verdict.astype(str).str.startswith("more than")]
-    title = f"Controls beside the change of the {what}"
-    if len(trained):
-        title = (
-            f"The change of the {what} is more than {len(more)} of {len(trained)} trained controls show: "
-            f"{', '.join(safe(name) for name in more.control) or 'none'}"
-        )
+    title = _title(what, trained)
     figure = canvas(
         title=title,
         how="The top row is what training did: aligned minus base. Below, for every control, what it shows against "
@@ -67,6 +61,18 @@ def _figure(rows: pd.DataFrame, quantity: str) -> go.Figure | None:
     room_for_values(figure, [*effect.values(), *shown.values(), *net.values()], 0.0, room=0.24)
     row_axis(figure, ["aligned − base", *(safe(row.control) for _, row in _numbered(rows))])
     return figure
+
+
+def _title(what: str, trained: pd.DataFrame) -> str:
+    """Which trained controls the change exceeds, and which not."""
+    if not len(trained):
+        return f"Controls beside the change of the {what}"
+    if trained.verdict.isin(["no clear effect", "no interval"]).all():
+        return f"No clear change of the {what} to hold against its controls"
+    exceeded = trained.verdict.astype(str).str.startswith("more than")
+    more, others = (" and ".join(trained.control[mask]) for mask in (exceeded, ~exceeded))
+    parts = [f"more than {more} shows" if more else "", f"not more than {others} shows" if others else ""]
+    return f"The change of the {what} is {', but '.join(part for part in parts if part)}"
 
 
 def _numbered(rows: pd.DataFrame) -> list[tuple[int, pd.Series]]:
