@@ -64,7 +64,7 @@ def metrics_section(
         estimates=estimates,
         tables={"metrics": "a row a step and estimate of any section: value, interval, n, or the reason of a null"},
         settings={"headlines": [name for name in HEADLINES if name in headlines]},
-        warnings=list(dict.fromkeys(w for results in found.values() for r in results for w in r.section.warnings)),
+        warnings=_warnings(found),
     )
     told = list({finding.sentence: finding for finding in findings}.values())
     if best:
@@ -80,6 +80,12 @@ def metrics_section(
             )
         )
     return SectionResult(section=section, tables={"metrics": table}, findings=tuple(told))
+
+
+def _warnings(found: Mapping[int, Sequence[SectionResult]]) -> list[str]:
+    """What the sections of the saves warn of, once each; those of SPINAL stand in the section "series"."""
+    sections = [result.section for results in found.values() for result in results]
+    return list(dict.fromkeys(text for one in sections if one.name != "spinal" for text in one.warnings))
 
 
 def _best(table: pd.DataFrame) -> str:
