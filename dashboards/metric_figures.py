@@ -1,5 +1,6 @@
 """Figures of the section "metrics": the headline numbers of every diagnostic against the training step."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ _NAMES = {
     "spinal.d_entropy_terminal": "Δ entropy, last blocks",
     "spinal.base_distance_terminal": "distance to the start, last blocks",
 }
-_NULLS = {"ranking.accuracy": 0.5, "ranking.reward_accuracy": 0.5, "ranking.dpo_loss": 0.693}
+_NULLS = {"ranking.accuracy": 0.5, "ranking.reward_accuracy": 0.5, "ranking.dpo_loss": math.log(2)}
 
 
 def metric_figures(

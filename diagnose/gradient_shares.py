@@ -12,6 +12,7 @@ from ..probes.encoding import EncodedPair
 from ..probes.scoring import prompt_ids
 from ..probes.shards import item_key
 from .report import Estimate
+from .spinal_components import concentration
 from .spinal_contrast import terminal_window
 from .spinal_spectra import group_labels
 from .statistics import LEVEL, cluster_codes, jackknife_interval
@@ -55,6 +56,11 @@ class GradientConcentration:
     def pair_shares(self) -> Float64[np.ndarray, "pairs blocks"]:
         """Share of every block in each pair's own gradient, rows sum to 1; NaN for a pair whose gradients are all 0."""
         return shares(np.stack([block_norms(row[None], squared=self.squared) for row in self.squares]))
+
+    def group_norms(self) -> Float64[np.ndarray, "G blocks"] | None:
+        """Norms without each jackknife group of prompts in turn; None under 16 prompts, which have no interval."""
+        groups, reason = _groups(self.clusters, int(self.settings["seed"]))
+        return None if reason else _without_each(self.squares, groups, squared=self.squared)
 
     def concentration(self, terminal: Terminal = "last_third") -> Estimate:
         """G = sum_W n_l / sum_l n_l - |W| / L over the blocks W; 0 = uniform, in (-1, 1). Reconstructed."""
@@ -112,9 +118,7 @@ def window_share(norms: Float[np.ndarray, "*rest L"], first: int, last: int) -> 
     n_blocks = norms.shape[-1]
     if not 1 <= first <= last <= n_blocks:
         raise ValueError(f"window {first}..{last}: expected 1 <= first <= last <= {n_blocks}")
-    if (norms < 0).any():
-        raise ValueError(f"norms are >= 0, got {norms.min():.3g}")
-    return np.asarray(shares(norms)[..., first - 1 : last].sum(-1) - (last - first + 1) / n_blocks)
+    return concentration(norms, range(first - 1, last)).astype(np.float64)
 
 
 def summarise(

@@ -21,7 +21,7 @@ from .spinal_reading import Folder, Progress
 from .spinal_retrace import Prompts, noise_control, template_control
 from .spinal_score import block_norms_of, detected_estimates, detected_window, require_score_settings, score_of
 from .spinal_settings import require_at_least
-from .spinal_trace import SpinalTrace, bootstrap_means, cluster_codes
+from .spinal_trace import SpinalTrace, bootstrap_means
 from .spinal_window import DetectedWindow
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def compare_spinal(
         raise InputError("no prompt has finite rows in both models; run `alignscope doctor` on them")
     base, aligned = (trace if (trace.kept == kept).all() else trace.restricted(kept) for trace in (base, aligned))
     window, no_window = _window(terminal, base.model.n_layers)
-    clusters = cluster_codes([prompt for prompt, keep in zip(base.prompts, kept, strict=True) if keep])
+    clusters = base.clusters
 
     found = effects(base, aligned, window)
     distance, no_distance = base_distance(
@@ -186,7 +186,7 @@ def compare_spinal(
             shards=shards,
             progress=progress,
         )
-    used = [trace.readings.take(np.flatnonzero(kept)) for trace in (base, aligned)]
+    used = [base.used, aligned.used]
     layers = {"layer": np.arange(base.model.n_layers + 1), "n": len(clusters)}
     contrast = pd.DataFrame(layers | exponent_columns(found.exponents))
     transport = transport_table(used[0].angle, used[1].angle, clusters, seed)

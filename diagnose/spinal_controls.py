@@ -134,6 +134,7 @@ def spectra_of(
     full, jackknife, _ = all_layers(scaled(rows, how.row_scale), labels, n_groups, center=how.center)
     options: dict[str, Any] = {"n": rows.shape[1], "width": rows.shape[2], "window": settings["window"], "dtype": dtype}
     options |= {"estimator": how.estimator}
+    floors = floors if how.row_scale is None else [0.0] * len(full)  # as of the trace: they are in units of plain rows
     fits = [fit_layer(sigma, floor=floor, **options) for sigma, floor in zip(full, floors, strict=True)]
     spectra = np.zeros(jackknife.shape[1:])
     for layer, sigma in enumerate(full):

@@ -49,15 +49,11 @@ HEADLINES = (ALPHA, "d_transport_terminal", "d_entropy_terminal", "d_efficiency_
 
 def effects(first: SpinalTrace, second: SpinalTrace, window: Blocks) -> Effects:
     """Second minus first over the terminal blocks, of traces that keep the same prompts in the same order."""
-    no_exponents = why_no_exponents(first, second)
-    a, b = (trace.readings.take(np.flatnonzero(trace.kept)) for trace in (first, second))
-    sides = [spectra_side(trace, no_exponents) for trace in (first, second)]
-    if no_exponents:  # spectra of other widths have other shapes
-        sides[1] = sides[0]
+    a, b = first.used, second.used
+    sides = compared_sides(first, second)
     return Effects(
         exponents={
-            name: exponent_contrast(sides[0], sides[1], ranks)
-            for name, ranks in windows(first.settings["window"]).items()
+            name: exponent_contrast(*sides, ranks) for name, ranks in windows(first.settings["window"]).items()
         },
         means={
             "d_transport_terminal": over_steps(b.angle - a.angle, window),
@@ -66,7 +62,7 @@ def effects(first: SpinalTrace, second: SpinalTrace, window: Blocks) -> Effects:
             "d_efficiency_terminal": _straighter(a, b, window),
         },
         window=window,
-        no_exponents=no_exponents,
+        no_exponents=why_no_exponents(first, second),
     )
 
 
@@ -96,6 +92,13 @@ def _straighter(a: Readings, b: Readings, window: Blocks) -> Float[np.ndarray, "
         return None
     ends = [readings.efficiency(*window) for readings in (a, b)]
     return None if ends[0] is None or ends[1] is None else ends[1] - ends[0]
+
+
+def compared_sides(first: SpinalTrace, second: SpinalTrace) -> tuple[SpectraSide, SpectraSide]:
+    """What a contrast of exponents reads of both; nothing where they may not be compared."""
+    refused = why_no_exponents(first, second)
+    side = spectra_side(first, refused)
+    return side, side if refused else spectra_side(second, None)  # spectra of other widths have other shapes
 
 
 def spectra_side(trace: SpinalTrace, refused: str | None) -> SpectraSide:

@@ -12,7 +12,7 @@ from .spinal_contrast import FLIPS, ExponentContrast
 from .spinal_controls import PERMUTATIONS, HalvesControl
 from .spinal_geometry import TOO_SHORT
 from .spinal_settings import RESOLUTION
-from .spinal_trace import DRAWS, SAMPLING_ONLY, SpinalTrace, bootstrap_means, cluster_codes, jackknife_se, student
+from .spinal_trace import DRAWS, SAMPLING_ONLY, SpinalTrace, bootstrap_means, jackknife_se, student
 
 BOOTSTRAP = f"paired cluster bootstrap over prompts, {DRAWS} draws, percentile"
 FEW_CLUSTERS = "fewer than 20 prompts: no interval"
@@ -244,8 +244,7 @@ def _halves_estimates(
 
 def trace_estimates(trace: SpinalTrace, window: tuple[int, int] | None, no_window: str | None) -> dict[str, Estimate]:
     """One model: exponent and step over its last third, path length, entropy, share of exponents past the gates."""
-    used = trace.readings.take(np.flatnonzero(trace.kept))
-    clusters = cluster_codes([prompt for prompt, keep in zip(trace.prompts, trace.kept, strict=True) if keep])
+    used, clusters = trace.used, trace.clusters
     count = {"n": len(clusters), "n_clusters": len(np.unique(clusters))}
     seed, jackknife = trace.settings["seed"], trace.jackknife
     alpha = trace.layers.alpha.to_numpy()

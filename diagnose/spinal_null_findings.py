@@ -65,7 +65,7 @@ def _finding(comparison: "SpinalComparison", name: str, rows: pd.DataFrame) -> F
         section="spinal",
         sentence=sentence,
         rests_on=[f"spinal.{quantity}" for quantity in known.quantity] or ["spinal.d_transport_terminal"],
-        next_step="" if len(known) else CONTROLS_WANTED if kind == "trained" else "",
+        next_step=CONTROLS_WANTED if kind == "trained" and not len(known) else "",
     )
 
 

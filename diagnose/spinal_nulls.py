@@ -16,7 +16,7 @@ from jaxtyping import Int
 from ..errors import InputError
 from .spinal_effects import ALPHA, HEADLINES, Blocks, Effects, Interval, effects
 from .spinal_settings import RESOLUTION
-from .spinal_trace import SpinalTrace, cluster_codes
+from .spinal_trace import SpinalTrace
 
 Kind = Literal["trained", "template", "noise"]
 NONE: Interval = (math.nan, math.nan, math.nan)
@@ -70,7 +70,7 @@ def _rows(
     b, a, *c = (
         trace if (trace.kept == kept).all() else trace.restricted(kept) for trace in (base, aligned, *control.traces)
     )
-    clusters = cluster_codes([prompt for prompt, keep in zip(base.prompts, kept, strict=True) if keep])
+    clusters = b.clusters
     of_aligned = effects(b, a, window)
     of_control = [effects(b, trace, window) for trace in c]
     between = [effects(trace, a, window) for trace in c] if control.kind == "trained" else []

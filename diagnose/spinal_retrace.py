@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -110,23 +110,8 @@ def template_control(
         return without(f"{int(uncut.sum())} prompts are shorter than max_tokens; {MIN_CLUSTERS} are needed")
     templated = [whole[p.digest] if left else p for p, left in zip(trace.prompts, uncut, strict=True)]
     found = replace(trace, prompts=tuple(templated), settings=trace.settings | {"text": encoder.facts()})
-    return _one(found, base, "template", "chat template", uncut, _sub(shards, "template"), progress)
-
-
-def _one(
-    trace: SpinalTrace,
-    subject: "Subject",
-    kind: Literal["template", "noise"],
-    what: str,
-    kept: Bool[np.ndarray, "N"],
-    shards: Path | None,
-    progress: Progress | None,
-) -> Control:
-    """A control of one trace; its reason where too many prompts are not finite in it."""
-    found = _again(trace, subject, what, kept, shards, progress)
-    if isinstance(found, str):
-        return Control(name=kind, kind=kind, reason=found)
-    return Control(name=kind, kind=kind, traces=(found,))
+    again = _again(found, base, "chat template", uncut, _sub(shards, "template"), progress)
+    return without(again) if isinstance(again, str) else Control(name="template", kind="template", traces=(again,))
 
 
 def _again(

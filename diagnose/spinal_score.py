@@ -11,17 +11,16 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..errors import InputError
-from .gradient_shares import block_norms
 from .gradients import PLACES, gradient_concentration
 from .report import Estimate
 from .spinal_composite import LABELS, WEIGHTS, Composite, composite
 from .spinal_composite_estimates import composite_estimates, delete_group_means
 from .spinal_contrast import exponents_of_both
 from .spinal_controls import half_labels, spectra_of
-from .spinal_effects import Blocks, spectra_side, why_no_exponents
+from .spinal_effects import Blocks, compared_sides, why_no_exponents
 from .spinal_reading import Progress
 from .spinal_spectra import group_labels, rounding_floor
-from .spinal_trace import SpinalTrace, cluster_codes, jackknife_se
+from .spinal_trace import SpinalTrace, jackknife_se
 from .spinal_window import DetectedWindow, LayerEffect, WindowFound, detect_window, detected
 from .weights import block_changes
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 GRADIENTS = ("weight_share", "gradient", "residual", "lens_local", "transport_share")
 SCORE_NAMES = tuple(f"score_{name}" for name in LABELS if not name.startswith("scale_"))
-GROUPS = 16  # of pairs, for the gradient's part
+DETECTED_NAMES = ("detected_overlap", "detected_alpha", "detected_transport")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -91,13 +90,9 @@ def block_norms_of(
     ]  # fmt: skip
     if found[0].token_hash != found[1].token_hash:
         return Norms(reason="the two models read other ids of the pairs")
-    labels = group_labels(np.unique(found[0].clusters, return_inverse=True)[1].astype(np.int64), GROUPS, seed)
     whole = [one.frame.norm.to_numpy(dtype=float) for one in found]
-    parts = [
-        np.array([block_norms(one.squares[labels != group], squared=one.squared) for group in range(GROUPS)])
-        for one in found
-    ]
-    return Norms(base=whole[0], aligned=whole[1], groups=(parts[0], parts[1]), n_pairs=found[0].n)
+    groups = (found[0].group_norms(), found[1].group_norms())
+    return Norms(base=whole[0], aligned=whole[1], groups=groups, n_pairs=found[0].n)
 
 
 def score_of(
@@ -105,8 +100,7 @@ def score_of(
     gradient: str = "weight_share",
 ) -> tuple[Composite | None, dict[str, Estimate]]:  # fmt: skip
     """The composite over the window and its estimates, `score_*`; all null with a reason where there is no window."""
-    used = [trace.readings.take(np.flatnonzero(trace.kept)) for trace in (base, aligned)]
-    clusters = cluster_codes([prompt for prompt, keep in zip(base.prompts, base.kept, strict=True) if keep])
+    used, clusters = [base.used, aligned.used], base.clusters
     count = {"n": len(clusters), "n_clusters": len(np.unique(clusters))}
     if window is None:
         return None, {
@@ -150,16 +144,12 @@ def score_of(
 
 
 def _exponents(base: SpinalTrace, aligned: SpinalTrace) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    refused = why_no_exponents(base, aligned)
-    sides = [spectra_side(trace, refused) for trace in (base, aligned)]
-    if refused:
-        sides[1] = sides[0]
-    return exponents_of_both(sides[0], sides[1], base.settings["window"])
+    return exponents_of_both(*compared_sides(base, aligned), base.settings["window"])
 
 
 def detected_window(base: SpinalTrace, aligned: SpinalTrace, *, seed: int) -> DetectedWindow:
     """Where over depth the two models differ: found on each half of the prompts, effects estimated on the other."""
-    clusters = cluster_codes([prompt for prompt, keep in zip(base.prompts, base.kept, strict=True) if keep])
+    clusters = base.clusters
     kept, second = np.flatnonzero(base.kept), half_labels(clusters, seed)
     halves = (~second, second)
     floors = [
@@ -205,9 +195,6 @@ def _half(
         "alpha": LayerEffect(label="contraction", value=d_alpha, groups=alpha_groups, over="blocks"),
         "transport": LayerEffect(label="transport", value=d_angle, groups=angle_groups, over="steps", unit="rad"),
     }
-
-
-DETECTED_NAMES = ("detected_overlap", "detected_alpha", "detected_transport")
 
 
 def detected_estimates(found: DetectedWindow) -> dict[str, Estimate]:

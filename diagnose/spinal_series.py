@@ -38,7 +38,7 @@ from .spinal_series_signals import (
     trajectory_table,
 )
 from .spinal_settings import RESOLUTION
-from .spinal_trace import SpinalTrace, cluster_codes
+from .spinal_trace import SpinalTrace
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -123,7 +123,7 @@ def spinal_series(
     at = _checked_steps(steps, len(traces))
     traces, warnings = together(traces)
     window = terminal_window(terminal, traces[0].model.n_layers)
-    clusters = cluster_codes([p for p, keep in zip(traces[0].prompts, traces[0].kept, strict=True) if keep])
+    clusters = traces[0].clusters
     count = {"n": len(clusters), "n_clusters": len(np.unique(clusters))}
     signals = read_signals(traces, steps=at, window=window, distances=distances)
     trajectory = trajectory_table(signals, steps=at, clusters=clusters, seed=seed)

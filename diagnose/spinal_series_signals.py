@@ -92,7 +92,7 @@ def read_signals(
     distances: SeriesDistances | None,
 ) -> Signals:
     """All signals of traces that went through `together`. Raises InputError for distances of another shape."""
-    used = [trace.readings.take(np.flatnonzero(trace.kept)) for trace in traces]
+    used = [trace.used for trace in traces]
     n = used[0].rows.shape[1]
     by_prompt: dict[str, Float[np.ndarray, "saves N"]] = {}
     missing: dict[str, str] = {}

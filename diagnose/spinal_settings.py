@@ -53,13 +53,3 @@ def preset_values(preset: str, **given: Any) -> dict[str, Any]:
     """The settings, those that stand at the default of "robust" replaced by the preset's."""
     robust = {"window": (0.02, 0.2), "lens_positions": 4}
     return {name: PRESETS[preset].get(name, value) if value == robust[name] else value for name, value in given.items()}
-
-
-def require_trace_options(options: Mapping[str, Any]) -> None:
-    """Raises InputError for keywords of `spinal_trace` that it would refuse: before a model is read."""
-    defaults = {
-        **TRACE_ONLY, "preset": "robust", "stack": "all", "center": True, "row_scale": None, "estimator": "ols",
-        "bias": None, "drop_top": 0, "window": (0.02, 0.2), "lens_positions": 4, "max_tokens": 1, "groups": 16,
-        "batch_size": 16, "temperature": 1.0,
-    }  # fmt: skip
-    check_trace_settings(defaults | dict(options))

@@ -85,6 +85,16 @@ class SpinalTrace:
         return int(self.kept.sum())
 
     @property
+    def used(self) -> Readings:
+        """The readings of the prompts that enter the numbers; no copy where all do."""
+        return self.readings if self.kept.all() else self.readings.take(self.kept)
+
+    @property
+    def clusters(self) -> Int[np.ndarray, "n"]:
+        """A number for the cluster of each prompt that enters the numbers."""
+        return cluster_codes([prompt for prompt, keep in zip(self.prompts, self.kept, strict=True) if keep])
+
+    @property
     def jackknife(self) -> Float[np.ndarray, "G layers"]:
         """Exponents without each group, at the ranks of the full sample; NaN where the layer has none."""
         return jackknife_exponents(
@@ -212,7 +222,7 @@ def analyse(
 ) -> SpinalTrace:
     """Spectra, fits, gates and intervals of readings. `settings`: window, groups, seed are read; all are kept."""
     seed, window = settings["seed"], settings["window"]
-    used = readings.take(np.flatnonzero(kept))
+    used = readings if kept.all() else readings.take(kept)
     n = used.rows.shape[1]
     clusters = cluster_codes([prompt for prompt, keep in zip(prompts, kept, strict=True) if keep])
     n_groups = settings["groups"] if len(np.unique(clusters)) >= settings["groups"] else 0

@@ -1,5 +1,6 @@
 """SPINAL of one model as a run: a checkpoint and prompts in, a report out."""
 
+import inspect
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from .naming import short_name
 from .report import Manifest, Report
 from .run_directory import RunDirectory
 from .spinal import spinal_trace
-from .spinal_settings import require_at_least, require_trace_options
+from .spinal_settings import check_trace_settings, require_at_least
 
 if TYPE_CHECKING:
     from .audit import Progress
@@ -42,7 +43,8 @@ def trace_run(
     options: further keywords of `spinal_trace` (preset, window, estimator, lens, ...), checked before a model is read.
     """
     options = dict(options or {})
-    require_trace_options(options)
+    defaults = {name: keyword.default for name, keyword in inspect.signature(spinal_trace).parameters.items()}
+    check_trace_settings(defaults | options)
     TextPolicy(template, eos)  # refused before a model is read
     template_sha256 = template_file_hash(template)
     require_at_least(max_tokens=(max_tokens, 1))

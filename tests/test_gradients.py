@@ -320,6 +320,7 @@ class TestPairsAndIntervals:
     def test_too_few_prompts_have_no_interval_but_a_reason(self):
         found = gradient_concentration(wrapped(blocks=3, width=8), rows(6))
         assert found.concentration().reason == "6 prompts: a jackknife interval needs 16"
+        assert found.group_norms() is None  # nor has what rests on it, as the composite
         assert found.frame.share_low.isna().all()
         assert set(found.frame.reason) == {"6 prompts: a jackknife interval needs 16"}
 
