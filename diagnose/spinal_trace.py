@@ -97,9 +97,7 @@ class SpinalTrace:
     @property
     def jackknife(self) -> Float[np.ndarray, "G layers"]:
         """Exponents without each group, at the ranks of the full sample; NaN where the layer has none."""
-        return jackknife_exponents(
-            self.jackknife_spectra, self.layers, SpectrumOptions.of(self.settings).estimator
-        )
+        return jackknife_exponents(self.jackknife_spectra, self.layers, SpectrumOptions.of(self.settings).estimator)
 
     @property
     def gates(self) -> pd.DataFrame:
@@ -255,11 +253,8 @@ def analyse(
     add_options(layers, rows, clusters, window, options, seed)
     inner = np.full_like(used.entropy, np.nan)
     inner[2 : 2 + len(used.turning)] = used.turning
-    for name, values in (
-        ("entropy", used.entropy),
-        ("entropy_sampled", used.entropy_sampled),
-        ("turning", inner),
-    ):
+    by_prompt = {"entropy": used.entropy, "entropy_sampled": used.entropy_sampled, "turning": inner}
+    for name, values in by_prompt.items():
         for suffix, column in zip(("", "_low", "_high"), bootstrap_means(values, clusters, seed), strict=True):
             layers[name + suffix] = column
     layers["n_sampled"], layers["n_turning"] = (np.isfinite(x).sum(1) for x in (used.entropy_sampled, inner))
