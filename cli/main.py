@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import InputError
-from . import audit, checkpoint, demo, lens, score, series, views
+from . import audit, checkpoint, demo, lens, sample, score, series, views
 
 INTERRUPTED = "alignscope: interrupted; what was finished is kept, the same command continues"
 
@@ -39,6 +39,7 @@ app = typer.Typer(
 )
 app.command("audit")(audit.audit)
 app.command("score")(score.score)
+app.command("sample")(sample.sample)
 app.command("series")(series.series)
 app.command("trace")(checkpoint.trace)
 app.command("doctor")(checkpoint.doctor)

@@ -17,21 +17,32 @@ SAME = 1e-4  # of the largest logit: what left padding may move where a model re
 def generate(subject: "HuggingFaceSubject", prompts: Sequence[str], **options: Any) -> list[str]:
     """Texts that follow `prompts`, special tokens left out; options as of transformers' generate.
 
-    Prompts are read raw, with what the tokenizer puts before text, padded on the left. A model that left padding moves
-    (RWKV, which ignores masks) gets its prompts one by one.
+    Prompts are read raw, with what the tokenizer puts before text. See `generated_ids`.
+    """
+    tokenizer = subject.tokenizer
+    ids = generated_ids(subject, [tokenizer(prompt)["input_ids"] for prompt in prompts], **options)
+    return tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def generated_ids(
+    subject: "HuggingFaceSubject", rows: Sequence[Sequence[int]], **options: Any
+) -> list[tuple[int, ...]]:
+    """The ids that follow each row, padding cut off; options as of transformers' generate.
+
+    Rows are padded on the left to one batch. A model that left padding moves (RWKV, which ignores masks) gets its rows
+    one by one.
     """
     from transformers import GenerationConfig
 
     model, tokenizer = subject.model, subject.tokenizer
-    rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
-    own = model.generation_config
-    ends = own.eos_token_id if own is not None and own.eos_token_id is not None else tokenizer.eos_token_id
+    own, ends = model.generation_config, end_ids(subject)
     pad = tokenizer.pad_token_id
     if pad is None:
-        pad = ends[0] if isinstance(ends, list) else ends
-    settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": ends, "pad_token_id": pad or 0}
+        pad = ends[0] if ends else None
+    stops = ends or None
+    settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": stops, "pad_token_id": pad or 0}
     size = len(rows) if len(rows) > 1 and _respects_left_padding(subject) else 1
-    texts: list[str] = []
+    found: list[tuple[int, ...]] = []
     model.generation_config = GenerationConfig(**settings)  # not an argument: unset fields would be filled from `own`
     try:
         for start in range(0, len(rows), max(size, 1)):
@@ -39,10 +50,23 @@ def generate(subject: "HuggingFaceSubject", prompts: Sequence[str], **options: A
             out = model.generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=True, **options
             )
-            texts += tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+            found += [_to_the_end(new, ends) for new in out[:, ids.shape[1] :].tolist()]
     finally:
         model.generation_config = own
-    return texts
+    return found
+
+
+def end_ids(subject: "HuggingFaceSubject") -> list[int]:
+    """Ids that end a text: those of the checkpoint's generation settings, else the tokenizer's own."""
+    own = subject.model.generation_config
+    ends = own.eos_token_id if own is not None and own.eos_token_id is not None else subject.tokenizer.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def _to_the_end(ids: list[int], ends: list[int]) -> tuple[int, ...]:
+    """Up to and with the first end-of-sequence id: what stands behind it is padding."""
+    last = next((i for i, token in enumerate(ids) if token in ends), len(ids) - 1)
+    return tuple(ids[: last + 1])
 
 
 def _respects_left_padding(subject: "HuggingFaceSubject") -> bool:

@@ -6,7 +6,7 @@ is global to the module, from being thrown in the middle of a forward pass.
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from ..errors import InputError, NoTokenizerError
 from .adapter_states import AdapterState
 from .anatomy import Anatomy, at_least_float32
 from .capture import capturing
-from .generation import generate
+from .generation import generate, generated_ids
 from .kernels.eager import exact_products
 from .live import evaluating
 from .subject import Fingerprint, Head, Layout, Reducer, Subject, Trace
@@ -191,6 +191,11 @@ class HuggingFaceSubject:
         """
         with torch.no_grad(), self._measuring():
             return generate(self, prompts, **kwargs)
+
+    def generate_ids(self, rows: Sequence[Sequence[int]], **kwargs: Any) -> list[tuple[int, ...]]:
+        """The ids that follow each row, an end-of-sequence id included; otherwise as `generate`."""
+        with torch.no_grad(), self._measuring():
+            return generated_ids(self, rows, **kwargs)
 
     def under(self, name: str, fingerprints: Fingerprint) -> "HuggingFaceSubject":
         """The same module under another name and fingerprint: for as long as its weights are changed on purpose."""

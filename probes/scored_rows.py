@@ -104,6 +104,11 @@ def residuals(subject: Subject, rows: ScoredRows) -> Float[Tensor, "n d"]:
         )[last]
 
 
+def begin_alike(first: TokenSequence, second: TokenSequence) -> bool:
+    """Whether two sequences are scored behind the same ids."""
+    return first.start == second.start and first.ids[: first.start] == second.ids[: second.start]
+
+
 def width_of(group: Group) -> int:
     """Tokens of its row."""
     return group[0].start + sum(sequence.n_scored for sequence in group)

@@ -8,7 +8,7 @@ import torch
 
 from .kernels.logprobs import token_log_probs
 from .padding import padded
-from .scored_rows import Group, ScoredRows, TokenSequence, batches, over_batches, residuals, width_of
+from .scored_rows import Group, ScoredRows, TokenSequence, batches, begin_alike, over_batches, residuals, width_of
 from .shards import Progress, ScoreCache, distinct, item_key, run_in_shards
 from .subject import RewardSubject, Subject
 
@@ -127,7 +127,7 @@ def work_order(sequences: Sequence[TokenSequence], keys: Sequence[str]) -> list[
     left = set(first.values())
     for i in range(0, len(sequences) - 1, 2):
         pair = tuple(first[key] for key in keys[i : i + 2])
-        if left.issuperset(pair) and keys[i] != keys[i + 1] and _begin_alike(*sequences[i : i + 2]):
+        if left.issuperset(pair) and keys[i] != keys[i + 1] and begin_alike(*sequences[i : i + 2]):
             rows.append(pair)
             left.difference_update(pair)
     rows += [(i,) for i in sorted(left)]
@@ -139,10 +139,6 @@ def _wanted_rows(indices: Sequence[int], row_of: Mapping[int, tuple[int, ...]]) 
     wanted = set(indices)
     rows = ((row if wanted.issuperset(row := row_of.get(i, (i,))) else (i,)) for i in indices)
     return list(dict.fromkeys(rows))
-
-
-def _begin_alike(first: TokenSequence, second: TokenSequence) -> bool:
-    return first.start == second.start and first.ids[: first.start] == second.ids[: second.start]
 
 
 def log_probs(subject: Subject, rows: ScoredRows, vocab: int | None) -> list[float]:
