@@ -17,6 +17,7 @@ _LAZY = {
     "load_reward": ".probes.reward",
     "read_prompts": ".probes.inputs",
     "read_pairs": ".probes.inputs",
+    "draw_samples": ".probes.drawing",
     "score_pairs": ".probes.scoring",
     "PairScores": ".probes.pair_table",
     "spinal_trace": ".diagnose.spinal",
@@ -53,6 +54,7 @@ __all__ = [
     "audit",
     "audit_tables",
     "compare_spinal",
+    "draw_samples",
     "effective_rows",
     "gradient_concentration",
     "load",
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
     from .diagnose.spinal_series import spinal_series
     from .diagnose.table_audit import audit_tables
     from .diagnose.weights import weight_spectrum
+    from .probes.drawing import draw_samples
     from .probes.inputs import read_pairs, read_prompts
     from .probes.loading import load, wrap
     from .probes.pair_table import PairScores
