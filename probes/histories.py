@@ -15,7 +15,7 @@ from .encoding import EncodedSample, Encoder, Ids, prompt_hash
 from .inputs import PairFile, SampleFile
 from .pair_rows import Invalid
 from .scored_rows import TokenSequence
-from .scoring import encode_pairs, prompt_ids
+from .scoring import encode_pairs, preference_and_votes, prompt_ids
 
 SOURCES = ("chosen", "rejected", "policy", "reference", "dataset")  # policy, reference: drawn from that model
 
@@ -41,8 +41,8 @@ class History:
         return TokenSequence(self.prompt_ids + self.response_ids, len(self.prompt_ids))
 
 
-def pair_histories(file: PairFile, encoder: Encoder) -> tuple[list[History], list[Invalid], int]:
-    """Chosen and rejected of every pair in turn, the pairs set aside, and at how many the boundary shifted."""
+def pair_histories(file: PairFile, encoder: Encoder) -> tuple[list[History], list[float], list[Invalid], int]:
+    """Chosen and rejected of every pair in turn, each pair's P(chosen preferred), those set aside, shifted boundaries."""
     encoded, invalid, _ = encode_pairs(file, encoder)
     histories = [
         History(
@@ -55,7 +55,8 @@ def pair_histories(file: PairFile, encoder: Encoder) -> tuple[list[History], lis
         for pair, prompt_id in zip(encoded, prompt_ids(encoded), strict=True)
         for source, ids in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids))
     ]
-    return histories, invalid, sum(pair.boundary_shift for pair in encoded)
+    preferences = [preference_and_votes(pair.pair)[0] for pair in encoded]
+    return histories, preferences, invalid, sum(pair.boundary_shift for pair in encoded)
 
 
 def sample_histories(file: SampleFile, encoder: Encoder, source: str) -> tuple[list[History], list[Invalid], int]:

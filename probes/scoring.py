@@ -199,7 +199,7 @@ def _table(encoded: list[EncodedPair], totals: Mapping[str, list[float]], explic
         columns[name] = [getattr(pair, name) for pair in encoded]
     for name in ("swapped", "split", "tag"):
         columns[name] = [getattr(pair.pair, name) for pair in encoded]
-    preferences = [_preference(pair.pair) for pair in encoded]
+    preferences = [preference_and_votes(pair.pair) for pair in encoded]
     columns["preference"] = [share for share, _ in preferences]
     columns["n_votes"] = [votes for _, votes in preferences]
     columns["human_tie"] = [share == 0.5 for share, _ in preferences]
@@ -210,7 +210,7 @@ def _table(encoded: list[EncodedPair], totals: Mapping[str, list[float]], explic
     return pd.DataFrame(columns)
 
 
-def _preference(pair: Pair) -> tuple[float, float]:
+def preference_and_votes(pair: Pair) -> tuple[float, float]:
     """Share of votes for chosen (ties half) and number of votes: 1 for a bare decision, 0 for a judge's probability."""
     if pair.votes_chosen is not None and pair.votes_rejected is not None:
         tie = pair.votes_tie or 0.0

@@ -118,12 +118,12 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 def test_pairs_become_two_histories_behind_the_same_ids():
     rows = [{"prompt": "one:", "chosen": "xy", "rejected": "z"}, {"prompt": "two:", "chosen": "q", "rejected": "rs"}]
-    histories, invalid, shifted = pair_histories(read_pairs(rows), encoder())
+    histories, preferences, invalid, shifted = pair_histories(read_pairs(rows), encoder())
     assert [history.source for history in histories] == ["chosen", "rejected"] * 2
     assert [len(history.response_ids) for history in histories] == [3, 2, 2, 3]  # with the end
     assert histories[0].prompt_ids == histories[1].prompt_ids
     assert histories[0].prompt_id == histories[1].prompt_id != histories[2].prompt_id
-    assert (invalid, shifted) == ([], 0)
+    assert (preferences, invalid, shifted) == ([1.0, 1.0], [], 0)
 
 
 def test_a_cut_sample_is_truncated_and_has_no_end():

@@ -1,0 +1,150 @@
+"""Whose responses are looked at? Pairs, samples and ready histories as one list, with what was set aside and why."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from ..errors import InputError
+from ..probes.encoding import Encoder
+from ..probes.histories import SOURCES, History, pair_histories, sample_histories, usable_histories
+from ..probes.inputs import Invalid, PairFile, SampleFile, check_invalid, read_pairs, read_samples
+from ..probes.row_files import read_rows
+from ..probes.sample_rows import COMPLETION
+from .manifest import data_facts
+
+Given = str | os.PathLike[str] | Iterable[Any] | PairFile | SampleFile
+MAX_SHIFTED = 0.05  # share of boundaries that may shift before the run stops
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryInput:
+    """What was given, read but not tokenised: at most one of pairs, a file of responses and ready histories."""
+
+    pairs: PairFile | None = None
+    responses: dict[str, SampleFile] = field(default_factory=dict)  # by source
+    ready: tuple[History, ...] = ()
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """For the manifest: input -> file facts."""
+        found = {} if self.pairs is None else {"pairs": data_facts(self.pairs)}
+        found |= {f"{source} responses": data_facts(file) for source, file in self.responses.items()}
+        return found | ({"histories": {"source": f"list of {len(self.ready)} histories"}} if self.ready else {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistorySet:
+    """Histories in their order; chosen and rejected of a pair stand next to each other, first."""
+
+    histories: tuple[History, ...]
+    invalid: tuple[Invalid, ...]
+    counts: dict[str, int]
+    preferences: Float[np.ndarray, "pairs"]  # P(chosen preferred) of every pair kept, in order; 1 where not said
+
+    @property
+    def n_pairs(self) -> int:
+        return len(self.preferences)
+
+
+def history_input(
+    given: Given | Sequence[History],
+    *,
+    source: str = "dataset",
+    policy_samples: Given | None = None,
+    reference_samples: Given | None = None,
+    max_invalid: float = 0.05,
+) -> HistoryInput:
+    """Pairs (`prompt, chosen, rejected`), responses (`prompt` and `completion` or `response`), or `History` objects.
+
+    source: what responses are named after. policy_samples, reference_samples: completions drawn from either model.
+    Raises InputError for another source, files of neither kind, or too many unusable rows.
+    """
+    if source not in SOURCES:
+        raise InputError(f"source={source!r}: expected one of {', '.join(SOURCES)}")
+    drawn = {"policy": policy_samples, "reference": reference_samples}
+    responses = {name: _samples(file) for name, file in drawn.items() if file is not None}
+    pairs: PairFile | None = None
+    ready: tuple[History, ...] = ()
+    if isinstance(given, PairFile):
+        pairs = given
+    elif isinstance(given, SampleFile):
+        responses[source] = given
+    else:
+        if not isinstance(given, str | os.PathLike):
+            given = list(given)
+        if isinstance(given, list) and given and isinstance(given[0], History):
+            ready = tuple(given)
+        elif _are_responses(given):
+            responses[source] = _samples(given)
+        else:
+            pairs = read_pairs(given)
+    for file in (*([] if pairs is None else [pairs]), *responses.values()):
+        check_invalid(file, max_invalid)
+    return HistoryInput(pairs=pairs, responses=responses, ready=ready)
+
+
+def encoded_histories(
+    given: HistoryInput, encoder: Encoder, *, vocab_rows: int, max_invalid: float = 0.05
+) -> HistorySet:
+    """All of it as ids. Raises InputError where too much cannot be used, or over 5 % of the boundaries shift."""
+    histories: list[History] = []
+    invalid: list[Invalid] = []
+    preferences: list[float] = []
+    counts: dict[str, int] = {}
+    if given.pairs is not None:
+        found, preferences, aside, shifted = pair_histories(given.pairs, encoder)
+        check_invalid(given.pairs, max_invalid, more=aside)
+        _require_boundaries(shifted, len(found) // 2, encoder, given.pairs.source, "pairs")
+        histories += found
+        invalid += [*given.pairs.invalid, *aside]
+        counts |= {"pairs": len(found) // 2, "boundary_shift": shifted}
+    for source, file in given.responses.items():
+        found, aside, shifted = sample_histories(file, encoder, source)
+        check_invalid(file, max_invalid, more=aside)
+        _require_boundaries(shifted, len(found), encoder, file.source, "responses")
+        histories += found
+        invalid += [*file.invalid, *aside]
+        counts[f"{source}_responses"] = len(found)
+    if given.ready:
+        found, aside = usable_histories(given.ready, vocab_rows=vocab_rows)
+        if len(aside) > max_invalid * len(given.ready):
+            first = aside[0]
+            raise InputError(
+                f"{len(aside)} of {len(given.ready)} histories cannot be read, more than max_invalid {max_invalid:g}; "
+                f"the first: number {first.row}, {first.reason}: {first.detail}"
+            )
+        histories += found
+        invalid += aside
+        counts["histories"] = len(found)
+    if not histories:
+        raise InputError("no response is left to look at: every row was set aside")
+    counts["truncated"] = sum(history.truncated for history in histories)
+    return HistorySet(
+        histories=tuple(histories),
+        invalid=tuple(invalid),
+        counts=counts,
+        preferences=np.array(preferences, dtype=np.float64),
+    )
+
+
+def _samples(given: Any) -> SampleFile:
+    return given if isinstance(given, SampleFile) else read_samples(given)
+
+
+def _are_responses(given: Any) -> bool:
+    """Whether a file holds one completion a row; pairs have two."""
+    columns = {*read_rows(given, what="pairs or responses").columns}
+    return "prompt" in columns and bool(columns & {*COMPLETION}) and not columns & {"chosen", "rejected"}
+
+
+def _require_boundaries(shifted: int, n: int, encoder: Encoder, source: str, what: str) -> None:
+    if encoder.policy.boundary == "accept" or shifted <= MAX_SHIFTED * n:
+        return
+    raise InputError(
+        f"{source}: the prompt's last token merges with the response in {shifted} of {n} {what}, so that the first "
+        "position would be another one than the prompt's end. End the prompts at a token boundary, most simply a "
+        "newline, or pass boundary='accept' (--boundary accept), which reads the merged token with the response"
+    )
