@@ -30,6 +30,7 @@ _LAZY = {
     "gradient_concentration": ".diagnose.gradients",
     "train_lens": ".diagnose.lens_training",
     "TunedLens": ".probes.tuned_lens",
+    "information_report": ".diagnose.information",
     "ranking_report": ".diagnose.ranking_report",
     "reward_report": ".diagnose.reward_report",
     "audit": ".diagnose.audit",
@@ -57,6 +58,7 @@ __all__ = [
     "draw_samples",
     "effective_rows",
     "gradient_concentration",
+    "information_report",
     "load",
     "load_reward",
     "ranking_report",
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from .diagnose.audit import audit
     from .diagnose.effective_rows import effective_rows
     from .diagnose.gradients import gradient_concentration
+    from .diagnose.information import information_report
     from .diagnose.lens_training import train_lens
     from .diagnose.ranking_report import ranking_report
     from .diagnose.report import Estimate, Finding, Report

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import InputError
-from . import audit, checkpoint, demo, lens, sample, score, series, views
+from . import audit, checkpoint, demo, information, lens, sample, score, series, views
 
 INTERRUPTED = "alignscope: interrupted; what was finished is kept, the same command continues"
 
@@ -43,6 +43,7 @@ app.command("sample")(sample.sample)
 app.command("series")(series.series)
 app.command("trace")(checkpoint.trace)
 app.command("doctor")(checkpoint.doctor)
+app.command("information")(information.information)
 app.command("show")(views.show)
 app.command("page")(views.page)
 app.command("demo")(demo.demo)

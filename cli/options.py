@@ -24,12 +24,8 @@ Boundary = Annotated[
     str, typer.Option(help="Prompts that merge with their completion in over 5 % of pairs: refuse or accept.")
 ]
 OverLength = Annotated[str, typer.Option(help="Pairs longer than the model's limit: drop or prompt_left.")]
-MaxLength = Annotated[
-    int | None, typer.Option(help="Longest prompt + completion, tokens; default the model's limit.")
-]
-BatchTokens = Annotated[
-    int, typer.Option(help="Padded tokens a batch: memory against speed; moves no number.", min=1)
-]
+MaxLength = Annotated[int | None, typer.Option(help="Longest prompt + completion, tokens; default the model's limit.")]
+BatchTokens = Annotated[int, typer.Option(help="Padded tokens a batch: memory against speed; moves no number.", min=1)]
 Template = Annotated[
     str, typer.Option(help="auto (chat template for message lists only), chat, none, or a Jinja file.")
 ]

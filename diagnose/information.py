@@ -1,28 +1,40 @@
 """Differential information: what an update added, token by token, beside what it would mean for whole responses.
 
-    report = alignscope.information_report("dpo/", "sft/", "pairs.jsonl")
-    report.rates["chosen"]["plausible_information"]
+report = alignscope.information_report("dpo/", "sft/", "pairs.jsonl")
+report.rates["chosen"]["plausible_information"]
 """
 
-import gc
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..errors import InputError
 from ..probes.encoding import TextPolicy
-from ..probes.final_states import StateShards, write_states
+from ..probes.histories import bucket_names
 from ..probes.scored_models import ScoredModels, scored_models
-from ..probes.shared_prefix import choose_way
+from .fixed_length import FixedLengthInformation, fixed_length_information
 from .history_sets import Given, HistoryInput, HistorySet, encoded_histories, history_input
-from .information_analysis import InformationSettings, analyse_information
-from .information_floor import NoiseFloor, measured_floor
-from .information_reading import InformationReading, Tail, read_information
+from .information_analysis import (
+    Resampling,
+    candidate_sets,
+    left_out,
+    pair_checks,
+    rates_by_source,
+    response_table,
+    sample_identities,
+    strip_texts,
+)
+from .information_chain import chain_updates
+from .information_floor import ROUNDING, NoiseFloor, measured_floor
+from .information_rates import profile_table, tilt_table
 from .information_report import InformationReport
-from .prompt_sequences import PromptSequences, sampled_sequences
+from .information_sides import Sides, token_identities_of
+from .information_tokens import token_table
+from .naming import short_name
 
 if TYPE_CHECKING:
     from ..probes.histories import History
@@ -32,4 +44,219 @@ if TYPE_CHECKING:
 __all__ = ["InformationReport", "information_report"]
 
 Folder = str | os.PathLike[str]
-Named = "str | os.PathLike[str] | Subject"
+SEQUENCES = (None, "candidates", "fixed_length")
+
+
+def information_report(
+    policy: "str | os.PathLike[str] | Subject",
+    reference: "str | os.PathLike[str] | Subject",
+    pairs_or_histories: "Given | Sequence[History] | HistoryInput",
+    *,
+    source: str = "dataset",
+    plausible: float | str = 1e-4,
+    top_tokens: int = 10,
+    position_buckets: Sequence[int] = (5, 50),
+    sequence: str | None = None,
+    length: int = 20,
+    samples: int | None = None,
+    proposal: str = "local",
+    paper_style: bool = False,
+    sequence_prompts: int = 8,
+    min_ess: float = 10,
+    min_ess_ratio: float = 0.05,
+    policy_samples: Given | None = None,
+    reference_samples: Given | None = None,
+    via: "Mapping[str, str | os.PathLike[str] | Subject] | None" = None,
+    base: Folder | None = None,
+    beta: float | None = None,
+    measure_floor: bool = True,
+    template: str = "auto",
+    eos: str = "auto",
+    boundary: str = "refuse",
+    max_length: int | None = None,
+    over_length: str = "drop",
+    batch_tokens: int = 8192,
+    share_prefix: str | bool = "auto",
+    max_invalid: float = 0.05,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    shards: Folder | None = None,
+    progress: "Progress | None" = None,
+) -> InformationReport:
+    """How much did training from `reference` to `policy` change, at which tokens and positions, and as its data say?
+
+    At every position of every response, with d = z_policy - z_reference over the shared tokenizer's vocabulary:
+    q = softmax(d), information D = log V - H(q), the same over plausible tokens (D^S), KL both ways, nats, exact
+    (arXiv 2505.23761, token level). Means over tokens, then a prompt's responses, then prompts, whose bootstrap gives
+    the intervals.
+
+    pairs_or_histories: pairs (sources "chosen" and "rejected"), a file or rows of responses (`prompt`, `completion` or
+        `response`; named after `source`), or `History` objects. policy_samples, reference_samples: completions drawn
+        from either model at temperature 1 (`draw_samples`), for their own rates, the identities, candidate sets and
+        what sampling alone predicts of the displacement.
+    plausible: tokens with probability >= this under either model, or "top64". position_buckets: last positions (from 1)
+        of the buckets; the end-of-sequence token is a bucket of its own.
+    sequence: "fixed_length" adds the entropy over all strings of `length` tokens behind `sequence_prompts` of the
+        prompts, from `samples` draws (see fixed_length_information); "candidates", each prompt's samples as a finite
+        set, is there wherever samples are. paper_style: 32 samples of the reference (or the policy) as proposal, which
+        the gate normally refuses.
+    via: name -> save between reference and policy, in order: table `updates` has the rates of reference -> save, of
+        save -> next save and of reference -> policy, over the same histories. base: of adapters among them, where
+        neither their own config nor `reference` names it.
+    beta: of the DPO training, held against what the pairs' labels say (held-out pairs).
+    measure_floor: read the reference in another dtype too (a copy of it in memory); else 2e-3 nats is the floor.
+    shards: folder for the states of both models; a killed run repeats at most one shard, and they are deleted at the
+        end. None: a temporary folder. Every other option is that of `score_pairs`.
+    progress: called as progress(stage, done, total).
+    Raises InputError for other tokenizers (naming the first differing id), files that cannot be used, or settings that
+    do not fit together.
+    """
+    check_information_settings(locals())
+    given = pairs_or_histories
+    if not isinstance(given, HistoryInput):
+        given = history_input(
+            given,
+            source=source,
+            policy_samples=policy_samples,
+            reference_samples=reference_samples,
+            max_invalid=max_invalid,
+        )
+    text = TextPolicy(template, eos, boundary, max_length, over_length)
+    models = scored_models(policy, reference)
+    if models.reference is None:
+        raise InputError("the information of an update needs the model it began with: give the reference (--reference)")
+    encoder = models.encoder(text, _source_of(given))
+    found = encoded_histories(given, encoder, vocab_rows=models.vocab, max_invalid=max_invalid)
+    resampling = Resampling(resamples=resamples, level=level, seed=seed)
+    reading = Sides(
+        given=found,
+        encoder=encoder,
+        vocab=models.vocab,
+        plausible=plausible,
+        buckets=tuple(position_buckets),
+        batch_tokens=batch_tokens,
+        share_prefix=share_prefix,
+        progress=progress,
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary if shards is None else shards)
+        ours, theirs = (reading.read(model, folder / role) for role, model in models.by_role.items())
+        main = reading.between(ours, theirs)
+        identities = token_identities_of(ours, theirs, models.vocab)
+        updates = chain_updates(via or {}, reference, base, models, reading, main, ours, theirs, folder, resampling)
+        for side in (ours, theirs):
+            side[0].delete()
+
+    responses = response_table(main, found)
+    checks = pair_checks(responses, found, beta=beta, resampling=resampling)
+    candidates, candidate_rates = candidate_sets(responses, resampling)
+    floor = NoiseFloor(effective=ROUNDING, measured={}, n_histories=0, reason="not asked for")
+    if measure_floor:
+        floor = measured_floor(
+            models.reference,
+            found.histories,
+            vocab=models.vocab,
+            plausible=plausible,
+            batch_tokens=batch_tokens,
+            seed=seed,
+            progress=progress,
+        )
+    sequences = None
+    if sequence == "fixed_length" or paper_style:
+        sequences = _sequences(
+            models, found, sequence_prompts, seed=seed, length=length, samples=samples, proposal=proposal,
+            paper_style=paper_style, min_ess=min_ess, min_ess_ratio=min_ess_ratio, batch_tokens=batch_tokens,
+            progress=progress,
+        )  # fmt: skip
+    names = bucket_names(position_buckets)
+    positions = main.positions
+    tilt = rates_by_source(positions[positions["tilt"].notna()], resampling, ["tilt"])
+    return InformationReport(
+        policy=short_name(models.policy.name),
+        reference=short_name(models.reference.name),
+        rates=rates_by_source(positions, resampling),
+        profile=profile_table(positions, names, **resampling.options()),
+        tokens=token_table(main, found.histories, encoder.tokenizer, names, top=top_tokens),
+        tilt=tilt_table(positions, names, **resampling.options()),
+        tilt_rates={name: one["tilt"] for name, one in tilt.items()},
+        candidates=candidates,
+        candidate_rates=candidate_rates,
+        sequence=sequences,
+        label_law=None if checks is None else checks[0],
+        displacement=None if checks is None else checks[1],
+        identities=(*identities, *sample_identities(main, responses)),
+        noise_floor=floor,
+        positions=positions,
+        tops=main.tops,
+        texts=strip_texts(positions, encoder.tokenizer, found),
+        updates=updates,
+        excluded=left_out(found, positions),
+        counts={**found.counts, "responses": len(found.histories), "positions": len(positions)},
+        settings={
+            **encoder.facts(),
+            **models.facts(),
+            "plausible": plausible,
+            "position_buckets": list(position_buckets),
+            "beta": beta,
+            "sequence": sequence,
+            "noise_floor": floor.facts(),
+            "read_in_one_row": reading.ways,
+            "level": level,
+            "resamples": resamples,
+            "seed": seed,
+        },
+        warnings=_warnings(found, models),
+    )
+
+
+def _sequences(models: ScoredModels, given: HistorySet, n: int, *, seed: int, **options: Any) -> FixedLengthInformation:
+    """Of some of the prompts, drawn with the seed."""
+    first: dict[str, tuple[int, ...]] = {}
+    for history in given.histories:
+        first.setdefault(history.prompt_id, history.prompt_ids)
+    names = sorted(first)
+    chosen = sorted(np.random.default_rng(seed).permutation(len(names))[:n])
+    return fixed_length_information(
+        models.policy,
+        models.reference,
+        [first[names[i]] for i in chosen],
+        prompts=[names[i] for i in chosen],
+        seed=seed,
+        **options,
+    )
+
+
+def check_information_settings(given: Mapping[str, Any]) -> None:
+    """Raises InputError, naming the setting, for what `information_report` cannot do; absent ones are the defaults."""
+    for name, allowed in (("sequence", SEQUENCES), ("proposal", ("local", "policy", "reference"))):
+        if name in given and given[name] not in allowed:
+            raise InputError(f"{name}={given[name]!r}: expected one of {', '.join(map(repr, allowed))}")
+    for name in ("top_tokens", "length", "samples", "sequence_prompts", "resamples"):
+        if given.get(name) is not None and given[name] < 1:
+            raise InputError(f"{name}={given[name]}: at least 1 is expected")
+    bounds = list(given.get("position_buckets", ()))
+    if any(bound < 1 for bound in bounds) or bounds != sorted({*bounds}):
+        raise InputError(f"position_buckets={tuple(bounds)}: ascending last positions from 1 are expected, as (5, 50)")
+    beta = given.get("beta")
+    if beta is not None and not 0 < beta < float("inf"):
+        raise InputError(f"beta={beta}: a number above 0 is expected")
+
+
+def _source_of(given: HistoryInput) -> str:
+    files = [*([] if given.pairs is None else [given.pairs]), *given.responses.values()]
+    return files[0].source if files else "histories"
+
+
+def _warnings(given: HistorySet, models: ScoredModels) -> tuple[str, ...]:
+    found = []
+    if n := given.counts["truncated"]:
+        found.append(f"{n} of {len(given.histories)} responses were cut before their end; they count token by token")
+    masked = max(model.vocab_size for model in models.by_role.values()) - models.vocab
+    if masked:
+        found.append(f"{masked} rows of a head belong to no token and were left out; V is {models.vocab}")
+    quantised = {role: model.facts.get("quantization") for role, model in models.by_role.items()}
+    if quantised.get("policy") != quantised.get("reference"):
+        told = ", ".join(f"{role} {what or 'not quantised'}" for role, what in quantised.items())
+        found.append(f"the models are stored unlike ({told}): what quantisation changed counts as information here")
+    return tuple(found)

@@ -42,7 +42,7 @@ class History:
 
 
 def pair_histories(file: PairFile, encoder: Encoder) -> tuple[list[History], list[float], list[Invalid], int]:
-    """Chosen and rejected of every pair in turn, each pair's P(chosen preferred), those set aside, shifted boundaries."""
+    """Chosen and rejected of every pair in turn, P(chosen preferred) of each, those set aside, shifted boundaries."""
     encoded, invalid, _ = encode_pairs(file, encoder)
     histories = [
         History(

@@ -1,0 +1,58 @@
+"""A run in steps: what each save changed since the reference and since the save before, over the same histories."""
+
+import gc
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from ..probes.policy import load_control
+from ..probes.scored_models import ScoredModels
+from ..probes.vocabulary import require_same_tokenizer
+from .information_analysis import Resampling, update_rows
+from .information_reading import InformationReading
+from .information_sides import Side, Sides
+from .naming import short_name
+
+if TYPE_CHECKING:
+    from ..probes.subject import Subject
+
+UPDATES = ["from", "to", "source", "measure", "value", "low", "high", "n", "n_prompts", "unit", "reason"]
+
+
+def chain_updates(
+    via: "Mapping[str, str | os.PathLike[str] | Subject]",
+    reference: Any,
+    base: "str | os.PathLike[str] | None",
+    models: ScoredModels,
+    reading: Sides,
+    main: InformationReading,
+    ours: Side,
+    theirs: Side,
+    folder: Path,
+    resampling: Resampling,
+) -> pd.DataFrame:
+    """Rates of reference -> each save, of each save -> the next, and of reference -> policy; no row without saves."""
+    assert models.reference is not None
+    first, last = short_name(models.reference.name), short_name(models.policy.name)
+    named = reference if isinstance(reference, str | os.PathLike) else None
+    rows: list[dict[str, Any]] = []
+    before: tuple[str, Side] | None = None
+    for name, checkpoint in via.items():
+        subject = load_control(checkpoint, named, base=base, dtype=models.policy.dtype, device=models.policy.device)
+        require_same_tokenizer(models.reference, subject)
+        side = reading.read(subject, folder / f"via_{name}")
+        rows += update_rows(reading.between(side, theirs).positions, first, name, resampling)
+        if before is not None:
+            rows += update_rows(reading.between(side, before[1]).positions, before[0], name, resampling)
+            before[1][0].delete()
+        before = name, side
+        del subject
+        gc.collect()
+    if before is not None:
+        rows += update_rows(reading.between(ours, before[1]).positions, before[0], last, resampling)
+        before[1][0].delete()
+        rows += update_rows(main.positions, first, last, resampling)
+    return pd.DataFrame(rows, columns=UPDATES)
