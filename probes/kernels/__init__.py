@@ -8,6 +8,7 @@
 0.5235987756
 """
 
+from .attribution import token_attribution, token_attribution_from_hidden, token_tilt
 from .exponents import (
     AutoWindow,
     ClausetFit,
@@ -16,23 +17,28 @@ from .exponents import (
     auto_window,
     clauset_pdf_exponent,
 )
-from .information import TokenInformation, token_information
+from .information import information_pass, token_information, token_information_from_hidden
 from .lens import LensDistance, LensTransport, lens_distance, lens_transport
 from .logprobs import SequenceLogProbs, sequence_log_probs
 from .outliers import outlier_columns, without_top
 from .power_law import PowerLawFit, corrected_exponent, fit_power_law
 from .ranks import effective_rank, participation_ratio, rankme, spectral_entropy_rank, stable_rank
 from .spectrum import SpectrumAccumulator
+from .token_pass import InformationPass
+from .token_readings import TokenAttribution, TokenInformation, TokenTilt
 
 __all__ = [
     "AutoWindow",
     "ClausetFit",
+    "InformationPass",
     "LensDistance",
     "LensTransport",
     "PowerLawFit",
     "SequenceLogProbs",
     "SpectrumAccumulator",
+    "TokenAttribution",
     "TokenInformation",
+    "TokenTilt",
     "alpha_lambda_pdf",
     "alpha_lambda_rank",
     "auto_window",
@@ -40,6 +46,7 @@ __all__ = [
     "corrected_exponent",
     "effective_rank",
     "fit_power_law",
+    "information_pass",
     "lens_distance",
     "lens_transport",
     "outlier_columns",
@@ -48,6 +55,10 @@ __all__ = [
     "sequence_log_probs",
     "spectral_entropy_rank",
     "stable_rank",
+    "token_attribution",
+    "token_attribution_from_hidden",
     "token_information",
+    "token_information_from_hidden",
+    "token_tilt",
     "without_top",
 ]

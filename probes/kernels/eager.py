@@ -5,6 +5,7 @@ vocabulary, so that the memory does not grow with layers, tokens or vocabulary.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,6 +54,32 @@ class Readout:
     @property
     def _gain(self) -> float:
         return self.scale / (self.temperature if self.softcap is None else self.softcap)
+
+
+def checked_readout(
+    side: str,
+    hidden: Tensor,
+    head: Tensor,
+    bias: Tensor | None,
+    softcap: float | int | None,
+    scale: float | int,
+    temperature: float | int,
+) -> Readout:
+    """One side, its arguments checked; `side` is the suffix that the message names."""
+    if head.ndim != 2 or head.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"head{side} is [vocabulary, width] with the width of hidden{side}, "
+            f"got {tuple(head.shape)} for hidden{side} {tuple(hidden.shape)}"
+        )
+    if bias is not None and bias.shape != (len(head),):
+        raise ValueError(f"bias{side} has an entry a row of head{side}, [{len(head)}], got {tuple(bias.shape)}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap{side} is > 0 (None for no cap), got {softcap}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is > 0, got {temperature}")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale{side} is finite, got {scale}")
+    return Readout(hidden=hidden, weight=head, bias=bias, softcap=softcap, scale=scale, temperature=temperature)
 
 
 @contextlib.contextmanager

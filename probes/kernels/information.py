@@ -3,44 +3,16 @@
 q = softmax(d), d = z_policy - z_reference: the distribution that turns the reference into the policy.
 """
 
-import re
-from dataclasses import dataclass
-
-import numpy as np
-import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
-BLOCK_ENTRIES = 2**19  # logits of a model held in float64 at a time: 4 MB
-OK, DEGENERATE, UNSUPPORTED, NON_FINITE = "ok", "degenerate", "unsupported", "non_finite"
+from . import token_pass
+from .head_logits import HeadLogits, Projection, projected
+from .token_pass import InformationPass
+from .token_readings import TokenInformation
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenInformation:
-    """One value a position, float64, nats. A row with a NaN or +inf logit is NaN throughout, status "non_finite".
-
-    status: "ok"; "degenerate" where fewer than two tokens are plausible (plausible_entropy 0, or NaN for none);
-    "unsupported" where the reference excludes (-inf) a token that the policy allows: q is a point mass, entropy 0, kl
-    infinite, and the row belongs in no mean. A token that only the policy excludes has q = 0 and makes reverse_kl
-    infinite; one that both exclude leaves `support`.
-    """
-
-    entropy: Float[Tensor, "N"]  # h = logsumexp(d) - sum q d, of q over the vocabulary
-    information: Float[Tensor, "N"]  # D = log support - h >= 0; 0 = no change
-    plausible_entropy: Float[Tensor, "N"]  # of q renormalised on the plausible tokens S
-    plausible_size: Int[Tensor, "N"]  # |S|
-    kl: Float[Tensor, "N"]  # KL(policy || reference)
-    reverse_kl: Float[Tensor, "N"]  # KL(reference || policy)
-    log_ratio_normalizer: Float[Tensor, "N"]  # log sum_v policy(v) / reference(v)
-    policy_mass: Float[Tensor, "N"]  # policy(S)
-    reference_mass: Float[Tensor, "N"]  # reference(S)
-    support: Int[Tensor, "N"]  # tokens that not both models exclude
-    status: Shaped[np.ndarray, "N"]  # strings, see above
-
-    @property
-    def plausible_information(self) -> Float[Tensor, "N"]:
-        """log |S| - plausible_entropy, nats: what changed among the tokens that can be said."""
-        return self.plausible_size.double().log() - self.plausible_entropy
+BLOCK_ENTRIES = token_pass.BLOCK_ENTRIES  # logits of a model in float64 at a time
+BUFFER_BYTES = 96 * 2**20  # float32 logits of both models that a pass over states holds
 
 
 def token_information(
@@ -61,95 +33,108 @@ def token_information(
     >>> f"{change.entropy.item():.6f} {change.information.item():.6f} {change.status[0]}"
     '0.562335 0.130812 ok'
     """
+    return read_logits(policy_logits, reference_logits, vocab=vocab, plausible=plausible, top=None).information()
+
+
+def token_information_from_hidden(
+    policy_hidden: Float[Tensor, "N d1"],
+    policy_head: Projection | Float[Tensor, "V1 width1"],
+    reference_hidden: Float[Tensor, "rows d2"],
+    reference_head: Projection | Float[Tensor, "V2 width2"],
+    *,
+    vocab: int | None = None,
+    plausible: float | str = 1e-4,
+    block: int = 64,
+    chunk: int = 16384,
+) -> TokenInformation:
+    """`token_information` of the heads' logits, which are never held but for `block` positions: see `information_pass`.
+
+    >>> import torch
+    >>> states, head = torch.tensor([[1.0]]), torch.tensor([[3.0], [1.0]]).log()
+    >>> change = token_information_from_hidden(states, head, 0 * states, head)
+    >>> f"{change.entropy.item():.6f} {change.status[0]}"
+    '0.562335 ok'
+    """
+    return information_pass(
+        policy_hidden,
+        policy_head,
+        reference_hidden,
+        reference_head,
+        vocab=vocab,
+        plausible=plausible,
+        top=None,
+        block=block,
+        chunk=chunk,
+    ).information()
+
+
+def information_pass(
+    policy_hidden: Float[Tensor, "N d1"],
+    policy_head: Projection | Float[Tensor, "V1 width1"],
+    reference_hidden: Float[Tensor, "rows d2"],
+    reference_head: Projection | Float[Tensor, "V2 width2"],
+    *,
+    vocab: int | None = None,
+    plausible: float | str = 1e-4,
+    top: int | None = 10,
+    block: int = 64,
+    chunk: int = 16384,
+) -> InformationPass:
+    """Information, tilt and attribution of N positions from the states that enter the heads, in one reading.
+
+    The states are those **after** the final norm (`Subject.normed` of the last residual); a head's own norm is not
+    applied. A head is a `Head`, whose bias, scale and soft-cap are applied, or a bare weight [V, d]. Logits are
+    float32, float64 where an input of that side is; half precision is upcast, some rows at a time; sums are float64.
+    The widths may differ. `vocab`: tokens of the shared tokenizer, by default those of both heads.
+
+    At most `block` positions' logits are held, fewer where they would exceed BUFFER_BYTES, so that memory does not
+    grow with N (with V = 49,152: 60 MB). `chunk`: rows of a head multiplied at a time. `top` None: no attribution.
+    ValueError: shapes that do not fit, heads of unlike vocabulary without `vocab`, vocab outside [2, V], softcap <= 0,
+    block or chunk < 1, plausible outside (0, 1), top < 1.
+    """
+    policy, policy_vocab = projected("_policy", policy_hidden, policy_head)
+    reference, reference_vocab = projected("_reference", reference_hidden, reference_head)
+    if len(policy_hidden) != len(reference_hidden):
+        raise ValueError(
+            "policy_hidden and reference_hidden are [N, width] over the same positions, "
+            f"got {tuple(policy_hidden.shape)} and {tuple(reference_hidden.shape)}"
+        )
+    if block < 1 or chunk < 1:
+        raise ValueError(f"block and chunk are >= 1, got {block} and {chunk}")
+    rows = min(len(policy.weight), len(reference.weight))
+    vocab = _shared("heads", "tokens", vocab, (policy_vocab, reference_vocab), rows)
+
+    reading = InformationPass(vocab, plausible=plausible, top=top, entries=BLOCK_ENTRIES)
+    n = len(policy_hidden)
+    block = max(1, min(block, n, BUFFER_BYTES // (vocab * (policy.dtype.itemsize + reference.dtype.itemsize))))
+    sides = [HeadLogits(readout, vocab, block, chunk) for readout in (policy, reference)]
+    for start in range(0, max(1, n), block):
+        z_policy, z_reference = (side.read(start, min(start + block, n)) for side in sides)
+        reading.update(z_policy, z_reference)
+    return reading
+
+
+def read_logits(
+    policy_logits: Tensor, reference_logits: Tensor, *, vocab: int | None, plausible: float | str, top: int | None
+) -> InformationPass:
+    """A pass over logits that are already there, checked."""
     if policy_logits.ndim != 2 or reference_logits.ndim != 2 or len(policy_logits) != len(reference_logits):
         raise ValueError(
             "policy_logits and reference_logits are [N, V] over the same positions, got "
             f"{tuple(policy_logits.shape)} and {tuple(reference_logits.shape)}"
         )
     columns = (policy_logits.shape[1], reference_logits.shape[1])
-    if vocab is None and columns[0] != columns[1]:
-        raise ValueError(f"the logits have {columns[0]} and {columns[1]} columns: pass vocab, the tokenizer's size")
-    vocab = min(columns) if vocab is None else vocab
-    if not 2 <= vocab <= min(columns):
-        raise ValueError(f"vocab is the number of shared tokens, 2 to {min(columns)} (columns of logits), got {vocab}")
-    top, threshold = _plausible(plausible)
-
-    block = max(1, BLOCK_ENTRIES // vocab)
-    starts = range(0, max(1, len(policy_logits)), block)
-    parts = [
-        _rows(policy_logits[i : i + block, :vocab], reference_logits[i : i + block, :vocab], threshold, top)
-        for i in starts
-    ]
-    status = np.concatenate([part.pop("status") for part in parts])
-    return TokenInformation(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]}, status=status)
+    vocab = _shared("logits", "columns", vocab, columns, min(columns))
+    reading = InformationPass(vocab, plausible=plausible, top=top, entries=BLOCK_ENTRIES)
+    reading.update(policy_logits, reference_logits)
+    return reading
 
 
-def _plausible(plausible: float | str) -> tuple[int | None, float]:
-    """(k, 0) of "topk", or (None, threshold)."""
-    if isinstance(plausible, str):
-        found = re.fullmatch(r"top([1-9]\d*)", plausible)
-        if found is None:
-            raise ValueError(f"plausible is a probability or 'top64' (any number), got {plausible!r}")
-        return int(found[1]), 0.0
-    if not 0 < plausible < 1:
-        raise ValueError(f"plausible is a probability in (0, 1), or 'top64', got {plausible}")
-    return None, plausible
-
-
-@torch.no_grad()
-def _rows(policy: Tensor, reference: Tensor, threshold: float, top: int | None) -> dict:
-    """All fields of one block of rows."""
-    zp, zr = policy.double(), reference.double()
-    broken = _broken(zp) | _broken(zr)
-    zp, zr = (z.masked_fill(broken[:, None], 0.0) for z in (zp, zr))
-    excluded = zp.isneginf() & zr.isneginf()
-    support = (~excluded).sum(-1)
-    lse_p, lse_r = zp.logsumexp(-1), zr.logsumexp(-1)
-    log_p, log_r = zp - lse_p[:, None], zr - lse_r[:, None]
-    p, r = log_p.exp(), log_r.exp()
-    d = (zp - zr).masked_fill(excluded, -torch.inf)
-    unsupported = d.isposinf().any(-1)
-
-    entropy, log_sum = _entropy(d)
-    if top is None:
-        likely = (p >= threshold) | (r >= threshold)
-    else:
-        likely = torch.zeros_like(excluded)
-        for z in (zp, zr):
-            likely.scatter_(1, z.topk(min(top, z.shape[1]), dim=-1).indices, True)
-        likely &= ~excluded
-    size = likely.sum(-1)
-    plausible_entropy, _ = _entropy(d.masked_fill(~likely, -torch.inf))
-    plausible_entropy = plausible_entropy.masked_fill(size == 0, torch.nan)
-
-    log_ratio = log_p - log_r  # NaN where both are -inf: p = r = 0 there, and 0 log 0 counts for nothing
-    fields = {
-        "entropy": entropy,
-        "information": support.double().log() - entropy,
-        "plausible_entropy": plausible_entropy,
-        "kl": torch.where(p > 0, p * log_ratio, 0.0).sum(-1),
-        "reverse_kl": torch.where(r > 0, -r * log_ratio, 0.0).sum(-1),
-        "log_ratio_normalizer": log_sum - (lse_p - lse_r),
-        "policy_mass": torch.where(likely, p, 0.0).sum(-1),
-        "reference_mass": torch.where(likely, r, 0.0).sum(-1),
-    }
-    fields = {name: value.masked_fill(broken, torch.nan) for name, value in fields.items()}
-    status = np.full(len(policy), OK, dtype="<U11")
-    status[(size < 2).cpu().numpy()] = DEGENERATE
-    status[unsupported.cpu().numpy()] = UNSUPPORTED
-    status[broken.cpu().numpy()] = NON_FINITE
-    counts = {"plausible_size": size.masked_fill(broken, 0), "support": support.masked_fill(broken, 0)}
-    return {**fields, **counts, "status": status}
-
-
-def _broken(z: Tensor) -> Tensor:
-    """Rows that are no distribution: a NaN, a +inf, or everything excluded."""
-    return z.isnan().any(-1) | z.isposinf().any(-1) | z.isneginf().all(-1)
-
-
-def _entropy(d: Tensor) -> tuple[Tensor, Tensor]:
-    """Entropy of softmax(d) and logsumexp(d); d = +inf makes a point mass: entropy 0."""
-    log_sum = d.logsumexp(-1)
-    log_q = d - log_sum[:, None]
-    entropy = torch.where(d.isneginf(), 0.0, -log_q.exp() * log_q).sum(-1)
-    return entropy.clamp(min=0.0).masked_fill(log_sum.isposinf(), 0.0).masked_fill(log_sum.isneginf(), 0.0), log_sum
+def _shared(what: str, unit: str, vocab: int | None, sizes: tuple[int, int], most: int) -> int:
+    """The number of shared tokens."""
+    if vocab is None and sizes[0] != sizes[1]:
+        raise ValueError(f"the {what} have {sizes[0]} and {sizes[1]} {unit}: pass vocab, the tokenizer's size")
+    vocab = sizes[0] if vocab is None else vocab
+    if not 2 <= vocab <= most:
+        raise ValueError(f"vocab is the number of shared tokens, 2 to {most} ({what}), got {vocab}")
+    return vocab

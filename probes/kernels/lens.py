@@ -3,7 +3,6 @@
 The read-outs are never held: one pass over tiles of the vocabulary keeps a few sums a layer and token (lens_state.py).
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .eager import Readout, read
+from .eager import checked_readout, read
 from .lens_state import LensReading
 
 
@@ -80,7 +79,7 @@ def lens_transport(
     if hidden.ndim != 3 or hidden.shape[0] < 2:
         raise ValueError(f"hidden is [layers, tokens, width] with at least 2 layers, got {tuple(hidden.shape)}")
     n_layers, n_tokens, _ = hidden.shape
-    readout = _readout("", hidden, head, bias, softcap, scale, temperature)
+    readout = checked_readout("", hidden, head, bias, softcap, scale, temperature)
     vocab = _vocab(vocab, len(head))
     _check_tiles(token_block, vocab_tile)
     backend = _backend(backend)
@@ -146,8 +145,10 @@ def lens_distance(
     if vocab is None and len(head_a) != len(head_b):
         raise ValueError(f"the heads have {len(head_a)} and {len(head_b)} rows: pass vocab, the number of shared ids")
     shape = leading if len(leading) == 2 else (1, *leading)
-    a = _readout("_a", hidden_a.reshape(*shape, hidden_a.shape[-1]), head_a, bias_a, softcap_a, scale_a, temperature)
-    b = _readout("_b", hidden_b.reshape(*shape, hidden_b.shape[-1]), head_b, bias_b, softcap_b, scale_b, temperature)
+    rows_a = hidden_a.reshape(*shape, hidden_a.shape[-1])
+    a = checked_readout("_a", rows_a, head_a, bias_a, softcap_a, scale_a, temperature)
+    rows_b = hidden_b.reshape(*shape, hidden_b.shape[-1])
+    b = checked_readout("_b", rows_b, head_b, bias_b, softcap_b, scale_b, temperature)
     vocab = _vocab(vocab, min(len(head_a), len(head_b)))
     _check_tiles(token_block, vocab_tile)
     backend = _backend(backend)
@@ -184,32 +185,6 @@ def _asked_angles(
     own = torch.where(reading.log_normalizer.isnan(), torch.nan, 0.0).to(reading.angle)
     rows = [reading.angle[place[pair]] if pair in place else own[pair[0]] for pair in asked]
     return torch.stack(rows) if rows else reading.angle[:0]
-
-
-def _readout(
-    side: str,
-    hidden: Tensor,
-    head: Tensor,
-    bias: Tensor | None,
-    softcap: float | int | None,
-    scale: float | int,
-    temperature: float | int,
-) -> Readout:
-    """One side, its arguments checked; `side` is the suffix that the message names."""
-    if head.ndim != 2 or head.shape[1] != hidden.shape[-1]:
-        raise ValueError(
-            f"head{side} is [vocabulary, width] with the width of hidden{side}, "
-            f"got {tuple(head.shape)} for hidden{side} {tuple(hidden.shape)}"
-        )
-    if bias is not None and bias.shape != (len(head),):
-        raise ValueError(f"bias{side} has an entry a row of head{side}, [{len(head)}], got {tuple(bias.shape)}")
-    if softcap is not None and not 0 < softcap < math.inf:
-        raise ValueError(f"softcap{side} is > 0 (None for no cap), got {softcap}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature is > 0, got {temperature}")
-    if not math.isfinite(scale):
-        raise ValueError(f"scale{side} is finite, got {scale}")
-    return Readout(hidden=hidden, weight=head, bias=bias, softcap=softcap, scale=scale, temperature=temperature)
 
 
 def _vocab(vocab: int | None, rows: int) -> int:
