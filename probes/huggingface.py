@@ -183,6 +183,21 @@ class HuggingFaceSubject:
                 )
             return at_least_float32(self._run(ids, mask))
 
+    def continued(self, input_ids: Int[Tensor, "B T"], past: Any, length: int) -> tuple[Float[Tensor, "B V"], Any]:
+        """Logits after the last of `input_ids`, which end rows of `length` tokens; `past` is the cache of those before.
+
+        past: None for whole rows. Returned beside the logits it holds the new tokens too, and is the object that came
+        in. Without padding and gradients; whether the logits are those of `logits` is for the caller to try.
+        """
+        ids, _ = self._checked(input_ids, torch.ones_like(input_ids))
+        arguments: dict[str, Any] = {"input_ids": ids, "past_key_values": past}
+        if "position_ids" in self._accepts:
+            arguments["position_ids"] = torch.arange(length - ids.shape[1], length, device=ids.device)[None]
+        arguments["attention_mask"] = torch.ones(len(ids), length, dtype=torch.long, device=ids.device)
+        with torch.no_grad(), self._measuring(), _head_input(self.anatomy.head, lambda h: h[:, -1:]):
+            made = self.model(**arguments, use_cache=True)
+        return at_least_float32(made.logits[:, -1]), made.past_key_values
+
     def generate(self, prompts: list[str], **kwargs: Any) -> list[str]:
         """Continuations of raw prompts, greedy unless told otherwise; keyword arguments as of transformers' generate.
 
