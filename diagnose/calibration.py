@@ -9,24 +9,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float64, Int, Int64
-from scipy.special import entr, expit, log_expit
-from scipy.stats import chi2
+from jaxtyping import Bool, Float64, Int64
+from scipy.special import entr, expit
 
+from .cubic_term import added_cubic
+from .logistic_fits import drawn_slopes, rms, single_votes, slope_interval, steepness
 from .ranking import as_float64
-from .statistics import LEVEL, MIN_CLUSTERS, cluster_codes, percentile_interval, resampled_counts, wilson
+from .report import Estimate, finite
+from .statistics import MIN_CLUSTERS, cluster_codes, wilson
 
 SEPARABLE = "separable: every difference points to the preferred side, or every one away from it"
 NO_SPREAD = "no spread: every difference is 0"
 NO_ROWS = "no pairs"
 NO_CLUSTERS = "no clusters were given, so there is no interval"
 SOFT = "soft labels: shares of votes have no likelihood of single votes, so the ratio has no chi-square law"
-ONE_SIZE = "every difference has the same size: a cubic term cannot be told from the linear one"
-CUBIC_SEPARABLE = "separable once a cubic term is added"
-CUBIC_FAILED = "the fit with a cubic term did not converge"
-MAX_SEPARABLE = 0.025  # share of bootstrap draws: beyond it an end of the interval is infinite
-_MAX_STEPS = 200
-_SAME_SIZE = 1e-9  # relative: sizes that differ by rounding alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +50,39 @@ class BetaFit:
             return f"No slope of preference on difference: {self.reason}."
         interval = "" if self.low is None else f" [{self.low:.3g}, {self.high:.3g}]"
         return f"The preferences of {self.n} pairs are fitted best by beta = {self.value:.3g}{interval}."
+
+    def slope_estimate(
+        self, label: str, *, bootstrap: int, unit: str = "1/nats", scale: float = 1.0, null_value: float | None = None
+    ) -> Estimate:
+        """scale x the slope as an `Estimate`; `bootstrap`: the draws of its interval."""
+        ends = [finite(number) for number in (self.value, self.low, self.high)]
+        value, low, high = (None if end is None else scale * end for end in ends)
+        return Estimate(
+            label=label,
+            value=value,
+            low=low if value is not None else None,
+            high=high if value is not None else None,
+            n=self.n,
+            n_clusters=self.n_clusters,
+            unit=unit,
+            method=f"maximum likelihood of sigmoid(b (dw - dl)), no intercept; cluster bootstrap, {bootstrap} draws",
+            reason=self.reason,
+            null_value=null_value,
+        )
+
+    def nonlinearity_estimate(self, label: str) -> Estimate:
+        """nonlinearity_p as an `Estimate`."""
+        p = finite(self.nonlinearity_p)
+        return Estimate(
+            label=label,
+            value=p,
+            level=None,
+            n=self.n,
+            n_clusters=self.n_clusters,
+            unit="p",
+            method="likelihood ratio of an added b3 (d / rms d)^3, 1 degree of freedom",
+            reason=None if p is not None else self.nonlinearity_reason,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -102,11 +131,10 @@ def fit_beta(
         raise ValueError(f"bootstrap={bootstrap}: expected at least 1 draw")
     if not d.any():
         return _no_fit(NO_SPREAD if len(d) else NO_ROWS, n=len(d), n_clusters=n_clusters)
-    largest = np.abs(d).max()
-    scale = float(largest * np.sqrt(((d / largest) ** 2).mean()))  # rms, safe from underflow
-    x, weight, row = _single_votes(d / scale, alpha)
+    scale = rms(d)
+    x, weight, row = single_votes(d / scale, alpha)
 
-    slope = float(_steepness(x, weight[None], np.zeros(1))[0])
+    slope = float(steepness(x, weight[None], np.zeros(1))[0])
     if not np.isfinite(slope):
         return _no_fit(SEPARABLE, n=len(d), n_clusters=n_clusters)
     miss = expit(-slope * x)
@@ -116,10 +144,10 @@ def fit_beta(
         if n_clusters < MIN_CLUSTERS:
             reason = f"{n_clusters} clusters (prompts): an interval needs {MIN_CLUSTERS}"
         else:
-            drawn = _drawn_slopes(x, weight, codes[row], n_clusters, slope, draws=bootstrap, seed=seed)
-            low, high, separable, reason = _interval(drawn)
+            drawn = drawn_slopes(x, weight, codes[row], n_clusters, slope, draws=bootstrap, seed=seed)
+            low, high, separable, reason = slope_interval(drawn)
     hard = bool(np.isin(alpha, (0.0, 1.0)).all())
-    cubic, p, why = _added_cubic(x, weight, slope)
+    cubic, p, why = added_cubic(x, weight, slope)
     return BetaFit(
         value=slope / scale,
         standard_error=float(1 / np.sqrt(curvature) / scale),
@@ -226,138 +254,6 @@ def _votes(n_votes: Any, n: int) -> Int64[np.ndarray, "N"]:
 def _no_fit(reason: str, *, n: int, n_clusters: int | None) -> BetaFit:
     nothing = dict.fromkeys(("value", "standard_error", "low", "high", "cubic", "nonlinearity_p"))
     return BetaFit(**nothing, n=n, n_clusters=n_clusters, separable_draws=0, reason=reason, nonlinearity_reason=reason)
-
-
-def _single_votes(
-    x: Float64[np.ndarray, "N"], alpha: Float64[np.ndarray, "N"]
-) -> tuple[Float64[np.ndarray, "M"], Float64[np.ndarray, "M"], Int[np.ndarray, "M"]]:
-    """Every row as weighted votes for its positive side: alpha at x, 1 - alpha at -x, with the row of each.
-
-    The objective becomes sum w log sigmoid(b x), whose terms keep their precision however large b x is. x = 0 says
-    nothing about b.
-    """
-    row = np.tile(np.arange(len(x)), 2)
-    x, weight = np.concatenate([x, -x]), np.concatenate([alpha, 1 - alpha])
-    kept = (x != 0) & (weight > 0)
-    return x[kept], weight[kept], row[kept]
-
-
-def _steepness(
-    x: Float64[np.ndarray, "M"], weights: Float64[np.ndarray, "B M"], start: Float64[np.ndarray, "B"]
-) -> Float64[np.ndarray, "B"]:
-    """argmax_t of sum w log sigmoid(t x) for every row of weights; +-inf where separable, NaN without any weight.
-
-    Newton's method inside a bracket: the gradient sum w x sigmoid(-t x) falls with t.
-    """
-    upward, downward = weights @ np.maximum(x, 0.0), weights @ np.maximum(-x, 0.0)
-    limit = np.where(upward > 0, np.inf, np.where(downward > 0, -np.inf, np.nan))
-    t = np.where((upward > 0) & (downward > 0), start, limit)
-    active = np.flatnonzero(np.isfinite(t))
-    low, high = np.full((2, len(t)), np.inf) * [[-1.0], [1.0]]
-    for _ in range(_MAX_STEPS):
-        if not len(active):
-            break
-        at = t[active]
-        missed = expit(-at[:, None] * x)  # [b, M]
-        pull = weights[active] * missed
-        gradient, curvature = pull @ x, (pull * (1 - missed)) @ x**2
-        low[active] = np.where(gradient > 0, at, low[active])
-        high[active] = np.where(gradient < 0, at, high[active])
-        after = _inside(at, gradient, curvature, low[active], high[active])
-        t[active] = after
-        # 1e-15: where t is 0 up to rounding, as x is scaled to rms 1
-        active = active[np.abs(after - at) > 1e-12 * np.abs(after) + 1e-15]
-    return t
-
-
-def _inside(
-    at: Float64[np.ndarray, "b"],
-    gradient: Float64[np.ndarray, "b"],
-    curvature: Float64[np.ndarray, "b"],
-    low: Float64[np.ndarray, "b"],
-    high: Float64[np.ndarray, "b"],
-) -> Float64[np.ndarray, "b"]:
-    """Newton's step, else the middle of the bracket; towards an open end at most 3 (|t| + 1)."""
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        newton = at + gradient / curvature
-    reach = 3 * (np.abs(at) + 1)
-    low, high = np.maximum(low, at - reach), np.minimum(high, at + reach)
-    return np.where((newton > low) & (newton < high), newton, (low + high) / 2)
-
-
-def _drawn_slopes(
-    x: Float64[np.ndarray, "M"],
-    weight: Float64[np.ndarray, "M"],
-    codes: Int64[np.ndarray, "M"],
-    n_clusters: int,
-    start: float,
-    *,
-    draws: int,
-    seed: int,
-) -> Float64[np.ndarray, "B"]:
-    samples = resampled_counts(n_clusters, draws=draws, seed=seed, width=8 * len(x))
-    slopes = [_steepness(x, weight * times[:, codes], np.full(len(times), start)) for times in samples]
-    return np.concatenate(slopes)
-
-
-def _interval(drawn: Float64[np.ndarray, "B"]) -> tuple[float | None, float | None, int, str]:
-    """Ends of the interval, the draws without a finite optimum, and why there is no interval ('' where there is)."""
-    finite = np.isfinite(drawn)
-    separable = int((~finite).sum())
-    if separable > MAX_SEPARABLE * len(drawn):
-        share = f"{separable} of {len(drawn)} bootstrap draws are separable, more than {MAX_SEPARABLE:.1%}"
-        return None, None, separable, f"{share}: no interval"
-    # infinite draws lie beyond the percentiles that are read: any value at the far end will do
-    low, high = percentile_interval(np.clip(drawn, drawn[finite].min(), drawn[finite].max()), level=LEVEL)
-    return float(low), float(high), separable, ""
-
-
-def _added_cubic(
-    x: Float64[np.ndarray, "M"], weight: Float64[np.ndarray, "M"], slope: float
-) -> tuple[float | None, float | None, str | None]:
-    """b3 of sigmoid(b x + b3 x^3), the p of its likelihood ratio, and why there is none.
-
-    Separable exactly where some size parts the rows for from the rows against: the sign of b + b3 x^2 changes once.
-    """
-    size = np.abs(x)
-    if size.max() <= size.min() * (1 + _SAME_SIZE):
-        return None, None, ONE_SIZE
-    agreeing, opposing = size[x > 0], size[x < 0]  # neither is empty: the line alone has an optimum
-    if agreeing.max() <= opposing.min() or opposing.max() <= agreeing.min():
-        return None, None, CUBIC_SEPARABLE
-    cube = x**3
-    scale = float(np.sqrt((cube**2).mean()))
-    columns = np.stack([x, cube / scale], axis=1)  # [M, 2], both of order 1
-    start = np.array([slope, 0.0])
-    found = _newton(columns, weight, start)
-    if found is None:
-        return None, None, CUBIC_FAILED
-    gain = _log_likelihood(columns, weight, found) - _log_likelihood(columns, weight, start)
-    return float(found[1] / scale), float(chi2.sf(2 * max(gain, 0.0), 1)), None
-
-
-def _newton(
-    columns: Float64[np.ndarray, "M 2"], weight: Float64[np.ndarray, "M"], start: Float64[np.ndarray, "2"]
-) -> Float64[np.ndarray, "2"] | None:
-    """argmax of sum w log sigmoid(columns @ theta), strictly concave; None where steps run out."""
-    theta, value = start, _log_likelihood(columns, weight, start)
-    for _ in range(_MAX_STEPS):
-        missed = expit(-columns @ theta)
-        gradient = columns.T @ (weight * missed)
-        curvature = (columns.T * (weight * missed * (1 - missed))) @ columns
-        step = np.linalg.lstsq(curvature, gradient, rcond=None)[0]
-        if gradient @ step < 1e-12:  # twice the gain in nats that is left
-            return theta
-        while (after := _log_likelihood(columns, weight, theta + step)) < value and np.abs(step).max() > 1e-15:
-            step = step / 2
-        theta, value = theta + step, after
-    return None
-
-
-def _log_likelihood(
-    columns: Float64[np.ndarray, "M 2"], weight: Float64[np.ndarray, "M"], theta: Float64[np.ndarray, "2"]
-) -> float:
-    return float(weight @ log_expit(columns @ theta))
 
 
 def _equal_mass(confidence: Float64[np.ndarray, "N"], bins: int, min_per_bin: int) -> Int64[np.ndarray, "N"]:

@@ -11,25 +11,25 @@ from jaxtyping import Float64, Shaped
 
 from ..probes.pair_table import PairScores
 from ..probes.samples import SampleScores
+from .displacement import MOVED, beyond_sampling, on_policy_estimate, sign_estimates
 from .phrases import percent
 from .rank_correlation import spearman
-from .ranking_breakdowns import QUADRANTS, quadrant_columns
+from .ranking_breakdowns import QUADRANTS
 from .ranking_estimates import residualised_estimate
 from .ranking_report import RankingReport
 from .ranking_table import NO_EXPLICIT, NO_LENGTHS, NO_REFERENCE, RankedPairs, rank_pairs
 from .report import Estimate, Finding, Section, SectionResult
-from .statistics import cluster_bootstrap, estimate_from
+from .statistics import estimate_from
 
 TOP_CHES = 0.05  # share of pairs listed as most at risk of displacement
 NO_STATES = "hidden states were not read (--ches)"
 NO_SAMPLES = "no samples of the reference were given (--reference-samples)"
 _FROM_RANKING = ("shorter_wins", "longer_wins", "accuracy_over_length", "residualised_accuracy",
                  "reward_residualised_accuracy")  # fmt: skip
-_MOVED = ("chosen", "rejected", "chosen_per_token", "rejected_per_token")
 # that the estimates of the sections "length" and "displacement" can have
 LENGTH_NAMES = (*_FROM_RANKING, "explicit_residualised_accuracy", "spearman_margin", "spearman_reward",
                 "spearman_explicit", "spearman_difficulty")  # fmt: skip
-DISPLACEMENT_NAMES = (*_MOVED, "share_chosen_fell", *QUADRANTS, "chosen_absolute", "on_policy", "ches_spearman")
+DISPLACEMENT_NAMES = (*MOVED, "share_chosen_fell", *QUADRANTS, "chosen_absolute", "on_policy", "ches_spearman")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,20 +117,14 @@ def _displacement_section(
     draws: int,
     seed: int,
 ) -> SectionResult:
-    estimates = {name: ranking.estimates[f"displacement_{name}"] for name in _MOVED}
+    estimates = {name: ranking.estimates[f"displacement_{name}"] for name in MOVED}
     estimates["share_chosen_fell"] = ranking.estimates["share_chosen_fell"]
     judged = pairs.judged
-    quadrants = quadrant_columns(pairs.log_ratios)
-    values = np.stack([*quadrants.values(), np.abs(pairs.log_ratios[:, 0])], axis=1)[judged]
-    boot = cluster_bootstrap(values, pairs.clusters[judged], draws=draws, seed=seed)
-    for j, name in enumerate(quadrants):
-        label = f"pairs: {name.replace('_', ' ')}"
-        estimates[name] = estimate_from(boot, j, label=label, reason=_why(pairs, NO_REFERENCE))
-    estimates["chosen_absolute"] = estimate_from(
-        boot, len(quadrants), label="mean |log pi / pi_ref| of chosen: 0 where policy and reference are the same",
-        unit="nats a completion", null_value=0.0, reason=_why(pairs, NO_REFERENCE),
-    )  # fmt: skip
-    estimates["on_policy"] = _on_policy(samples, draws=draws, seed=seed)
+    estimates |= sign_estimates(
+        pairs.log_ratios[judged], pairs.clusters[judged], reason=_why(pairs, NO_REFERENCE), draws=draws, seed=seed
+    )
+    own = None if samples is None else (samples.log_ratios, samples.prompts)
+    estimates["on_policy"] = on_policy_estimate(own, draws=draws, seed=seed, absent=NO_SAMPLES)
     ches = scores.frame["ches"].to_numpy(dtype=np.float64)
     known = np.isfinite(ches).any()
     estimates["ches_spearman"] = _correlation(
@@ -182,23 +176,10 @@ def _asked_elsewhere(samples: SampleScores, scores: PairScores) -> tuple[str, ..
     )
 
 
-def _on_policy(samples: Samples | None, *, draws: int, seed: int) -> Estimate:
-    """-KL(ref || pi) from samples of the reference: what is forced on any text that the reference itself wrote."""
-    some = np.zeros(0) if samples is None else samples.log_ratios
-    clusters = np.zeros(0) if samples is None else samples.prompts
-    boot = cluster_bootstrap(some[:, None], clusters, draws=draws, seed=seed)
-    return estimate_from(
-        boot, 0, label="mean log pi / pi_ref of the reference's own samples, -KL(ref || policy)",
-        unit="nats a completion", null_value=0.0, reason=NO_SAMPLES if samples is None else "no sample is left",
-    )  # fmt: skip
-
-
 def _proper(estimates: dict[str, Estimate]) -> Finding | None:
     """Displacement proper: the chosen answers fell by more than the reference's own samples did."""
     chosen, forced = estimates["chosen"], estimates["on_policy"]
-    if chosen.high is None or forced.low is None or chosen.value is None or forced.value is None:
-        return None
-    if chosen.high >= min(0.0, forced.low):
+    if not beyond_sampling(chosen, forced) or chosen.value is None or forced.value is None:
         return None
     return Finding(
         severity="notice",

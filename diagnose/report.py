@@ -174,7 +174,7 @@ class Report(_Model):
             return self._frames[name].copy()
         if "." in name:
             raise KeyError(f"no table '{name}'; the report has: {', '.join(sorted(self._frames)) or 'none'}")
-        return pd.DataFrame([{"estimate": key, **e.model_dump()} for key, e in self.section(name).estimates.items()])
+        return estimate_frame(self.section(name).estimates)
 
     def figures(self) -> "dict[str, go.Figure]":
         """Every figure of the report by name, `section.figure`."""
@@ -262,6 +262,11 @@ def _read_table(file: Path) -> pd.DataFrame:
         raise InputError(
             f"{file}: not a readable table ({error}); copy it again, or run the audit into another folder"
         ) from error
+
+
+def estimate_frame(estimates: Mapping[str, Estimate]) -> pd.DataFrame:
+    """A row an estimate: its name, then all its fields."""
+    return pd.DataFrame([{"estimate": name, **e.model_dump()} for name, e in estimates.items()])
 
 
 def finite(value: float | None) -> float | None:

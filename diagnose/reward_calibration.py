@@ -3,7 +3,6 @@
 p = sigmoid(m) is what a margin claims: m = beta (dw - dl) of the implicit reward, sw - sl of the explicit one.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,38 +146,12 @@ def _fitted(rows: RewardRows | None, *, beta: float, bootstrap: int, seed: int) 
         return {name: _null(label, reason) for name, label in labels.items()}
     difference, alpha = rows.implicit_margin, rows.preference
     fit = fit_beta(difference, alpha, clusters=rows.clusters, bootstrap=bootstrap, seed=seed)
-    found = {}
-    for name, scale, null in (("beta_hat", 1.0, beta), ("beta_ratio", 1.0 / beta, 1.0)):
-        value, low, high = (_scaled(number, scale) for number in (fit.value, fit.low, fit.high))
-        known = value is not None
-        found[name] = Estimate(
-            label=labels[name],
-            value=value,
-            low=low if known else None,
-            high=high if known else None,
-            n=fit.n,
-            n_clusters=fit.n_clusters,
-            unit="1/nats" if name == "beta_hat" else "",
-            method=f"maximum likelihood of sigmoid(b (dw - dl)), no intercept; cluster bootstrap, {bootstrap} draws",
-            reason=fit.reason,
-            null_value=null,
-        )
-    p = fit.nonlinearity_p
-    found["nonlinearity_p"] = Estimate(
-        label=labels["nonlinearity_p"],
-        value=p if p is not None and math.isfinite(p) else None,
-        level=None,
-        n=fit.n,
-        n_clusters=fit.n_clusters,
-        unit="p",
-        method="likelihood ratio of an added b3 (d / rms d)^3, 1 degree of freedom",
-        reason=None if p is not None and math.isfinite(p) else fit.nonlinearity_reason,
-    )
-    return found
-
-
-def _scaled(number: float | None, scale: float) -> float | None:
-    return None if number is None or not math.isfinite(number) else scale * number
+    shown = {"beta_hat": ("1/nats", 1.0, beta), "beta_ratio": ("", 1.0 / beta, 1.0)}
+    found = {
+        name: fit.slope_estimate(labels[name], bootstrap=bootstrap, unit=unit, scale=scale, null_value=null)
+        for name, (unit, scale, null) in shown.items()
+    }
+    return found | {"nonlinearity_p": fit.nonlinearity_estimate(labels["nonlinearity_p"])}
 
 
 def _null(label: str, reason: str) -> Estimate:

@@ -11,8 +11,8 @@ from scipy.optimize import brentq, minimize
 from scipy.special import expit, log_expit
 from scipy.stats import chi2
 
-from alignscope.diagnose import calibration as module
 from alignscope.diagnose.calibration import NO_ROWS, NO_SPREAD, SOFT, calibration, fit_beta
+from alignscope.diagnose.cubic_term import CUBIC_FAILED
 from alignscope.diagnose.rewards import generator_fit
 from alignscope.diagnose.statistics import resampled_counts, wilson
 
@@ -307,7 +307,7 @@ def test_where_no_cubic_can_be_fitted_the_reason_says_so(d, reason):
 def test_a_cubic_or_a_reason_is_always_there(rows):
     fit = fit_beta(*rows)
     assert (fit.cubic is None) <= (fit.nonlinearity_reason is not None)
-    assert fit.nonlinearity_reason != module.CUBIC_FAILED
+    assert fit.nonlinearity_reason != CUBIC_FAILED
     assert (fit.value is None) <= bool(fit.reason)
 
 
