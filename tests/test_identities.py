@@ -92,6 +92,12 @@ def test_panels_that_are_not_each_other_s_mirror_fail():
     assert [row.name for row in failed(token_identities(here, swapped=shifted))] == ["swapped"]
 
 
+def test_large_divergences_are_compared_by_their_digits():
+    here, there = (token_information(logits(i, spread=1e5), logits(1 - i, spread=1e5)) for i in (0, 1))
+    assert not failed(token_identities(here, swapped=replace(there, kl=there.kl * (1 + 1e-8))))
+    assert failed(token_identities(here, swapped=replace(there, kl=there.kl * (1 + 1e-5))))
+
+
 def test_what_was_not_computed_is_neither_right_nor_wrong():
     rows = {row.name: row for row in token_identities(token_information(logits(0), logits(1)))}
     assert (rows["ratio_mass"].ok, rows["swapped"].ok) == (None, None)

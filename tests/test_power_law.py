@@ -255,15 +255,16 @@ def test_slope_intercept_and_r_squared_are_numpy_s():
     assert (law.beta.n, law.beta.n_clusters, len(law.residuals)) == (80, 20, 80)
 
 
-def test_the_slope_s_interval_equals_a_naive_loop_over_draws():
+def test_intervals_of_the_line_equal_a_naive_loop_over_draws():
     rng = np.random.default_rng(2)
-    ratio, clusters = rng.normal(0, 2, 90), np.arange(90) % 30
+    ratio, clusters = rng.normal(3, 2, 90), np.arange(90) % 30
     gap = 0.4 * ratio + rng.normal(0, 1, 90)
     law = fit_generator_law(gap, ratio, clusters, bootstrap=100, seed=3)
     (times,) = resampled_counts(30, draws=100, seed=3)
     chosen = [np.repeat(np.arange(90), counts[clusters].astype(int)) for counts in times]
-    low, high = np.percentile([np.polyfit(ratio[rows], gap[rows], 1)[0] for rows in chosen], [2.5, 97.5])
-    assert (law.beta.low, law.beta.high) == (pytest.approx(low), pytest.approx(high))
+    lines = np.array([np.polyfit(ratio[rows], gap[rows], 1) for rows in chosen])
+    for e, drawn in ((law.beta, lines[:, 0]), (law.intercept, lines[:, 1])):
+        assert [e.low, e.high] == pytest.approx(np.percentile(drawn, [2.5, 97.5]))
 
 
 def test_an_intercept_a_prompt_undoes_what_prompts_add():
@@ -299,6 +300,11 @@ def test_one_response_a_prompt_leaves_no_slope_inside_prompts():
     assert law.beta_within.reason.startswith("not identifiable: no prompt has two responses")
 
 
+def test_log_ratios_that_differ_inside_prompts_by_rounding_alone_have_no_slope_there():
+    law = fit_generator_law([1.0, 2.0, 4.0, 3.0], [0.1 + 0.2, 0.3, 1.0, 1.0], ["a", "a", "b", "b"])
+    assert (law.beta.value is None, law.beta_within.value) == (False, None)
+
+
 def test_a_constant_generator_gap_has_slope_zero_and_no_r_squared():
     law = fit_generator_law([2.0, 2.0, 2.0], [1.0, 2.0, 3.0], ["a", "a", "b"])
     assert (law.beta.value, law.intercept.value, law.r_squared.value) == (0.0, 2.0, None)
@@ -326,6 +332,11 @@ def test_the_ordering_is_the_share_of_equal_signs():
     target, reference, rejected = [2.0, -1.0, 1.0, 3.0], [1.0, 0.0, 0.0, 3.0], [0.5, 1.0, 2.0, 3.0]
     e = margin_ordering(target, reference, rejected, FOUR)
     assert (e.value, e.n, e.null_value) == (0.75, 4, 0.5)  # up-up, down-down, up-down, 0-0
+
+
+def test_margins_that_differ_by_rounding_alone_do_not_differ():
+    assert margin_ordering([0.1 + 0.2], [0.3], [0.3], ["a"]).value == 1.0
+    assert margin_ordering([0.3 + 1e-6], [0.3], [0.3], ["a"]).value == 0.0
 
 
 def test_proportional_margins_are_ordered_on_every_pair():
