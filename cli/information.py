@@ -77,7 +77,7 @@ def information(
     Two models:     alignscope information dpo/ sft/ --pairs test.jsonl --beta 0.1 --out runs/info
     With samples:   alignscope sample sft/ --pairs test.jsonl -o sft.jsonl
                     alignscope information dpo/ sft/ --pairs test.jsonl --reference-samples sft.jsonl --out runs/info
-    Step by step:   alignscope information dpo/step_100 base/ --via step_25=dpo/step_025 --pairs test.jsonl --out runs/steps
+    Step by step:   alignscope information dpo/step_100 base/ --via s25=dpo/step_025 --pairs test.jsonl --out runs/steps
     A gate in CI:   alignscope information ... --fail-if 'information.chosen_kl.low>0.5'
     """
     from ..errors import InputError

@@ -29,6 +29,7 @@ def token_information(
     "top64" for the union of both models' 64 likeliest. Sums in float64, some rows at a time.
     ValueError: shapes that differ (without vocab, also the vocabulary), vocab outside [2, V], plausible outside (0, 1).
 
+    >>> import torch
     >>> change = token_information(torch.tensor([[3.0, 1.0]]).log(), torch.zeros(1, 2))
     >>> f"{change.entropy.item():.6f} {change.information.item():.6f} {change.status[0]}"
     '0.562335 0.130812 ok'
