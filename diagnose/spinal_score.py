@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from ..probes.subject import Subject
 
 GRADIENTS = ("weight_share", "gradient", "residual", "lens_local", "transport_share")
-SCORE_NAMES = tuple(f"score_{name}" for name in LABELS if not name.startswith("scale_"))
+SCORE_NAMES = tuple(
+    f"score_{name}" for name in LABELS if name != "efficiency" and not name.startswith("scale_")
+)  # not the difference of efficiencies: it is `d_efficiency_terminal`, and stands in the table `components`
 DETECTED_NAMES = ("detected_overlap", "detected_alpha", "detected_transport")
 
 
@@ -140,7 +142,7 @@ def score_of(
         n_pairs=norms.n_pairs,
         **count,
     )
-    return found, {f"score_{name}": estimate for name, estimate in estimates.items()}
+    return found, {key: estimate for name, estimate in estimates.items() if (key := f"score_{name}") in SCORE_NAMES}
 
 
 def _exponents(base: SpinalTrace, aligned: SpinalTrace) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
