@@ -206,7 +206,8 @@ def compare_spinal(
     if "template" in controls:
         others.append(template_control(base, aligned, subjects, prompts, shards=shards, progress=progress))
     if "noise" in controls and not identical:
-        others.append(noise_control(base, subjects, seeds=noise_seeds, seed=seed, shards=shards, progress=progress))
+        noise: dict[str, Any] = {"seeds": noise_seeds, "seed": seed, "shards": shards, "progress": progress}
+        others.append(noise_control(base, subjects, window, **noise))
     means = found.means | {
         "base_distance_terminal": None if distance is None else over_blocks(distance, window),
         "base_distance_terminal_residual": None if residual is None else over_blocks(residual, window),
