@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..probes.subject import Subject
 
 GRADIENTS = ("weight_share", "gradient", "residual", "lens_local", "transport_share")
+OF_PAIRS = ("gradient", *PLACES[1:])  # those that are measured on preference pairs
 SCORE_NAMES = tuple(
     f"score_{name}" for name in LABELS if name != "efficiency" and not name.startswith("scale_")
 )  # not the difference of efficiencies: it is `d_efficiency_terminal`, and stands in the table `components`
@@ -52,7 +53,7 @@ def require_score_settings(weights: Sequence[float], gradient: str, pairs: Any) 
         raise InputError(f"weights={tuple(weights)}: three that add to 1 are expected, of Delta, S_coh and G")
     if gradient not in GRADIENTS:
         raise InputError(f"gradient={gradient!r}: expected one of {', '.join(GRADIENTS)}")
-    if gradient in ("gradient", *PLACES[1:]) and pairs is None:
+    if gradient in OF_PAIRS and pairs is None:
         raise InputError(f"gradient={gradient!r} needs preference pairs: give pairs=")
 
 
