@@ -21,6 +21,11 @@ HEADLINES = (
     "spinal.d_transport_terminal",
     "spinal.d_entropy_terminal",
     "spinal.base_distance_terminal",
+    "weights.delta_share",
+    "weights.delta_share_largest",
+    "weights.half_change_blocks",
+    "weights.delta_top_ratio",
+    "weights.alpha_median",
 )
 COLUMNS = ("step", "section", "name", "label", "value", "low", "high", "n", "n_clusters", "unit", "reason")
 
@@ -55,12 +60,13 @@ def metrics_section(
         for name in HEADLINES
         if name in headlines
     }
-    best = _best(table)
+    best, moved = _best(table), _moved(table)
     section = Section(
         name="metrics",
         title="Every number by training step",
         question="How did ranking, rewards, displacement and the residual stream move over the saves of this run?",
-        summary=best or f"{table.step.nunique()} saves, {table.name.nunique()} numbers each.",
+        summary=" ".join(filter(None, (best, moved)))
+        or f"{table.step.nunique()} saves, {table.name.nunique()} numbers each.",
         estimates=estimates,
         tables={"metrics": "a row a step and estimate of any section: value, interval, n, or the reason of a null"},
         settings={"headlines": [name for name in HEADLINES if name in headlines]},
@@ -77,6 +83,16 @@ def metrics_section(
                 rests_on=[name for name in rests_on if name.removeprefix("metrics.") in estimates],
                 next_step="Intervals of neighbouring saves overlap more often than not: see the table metrics before "
                 "shipping one save over another.",
+            )
+        )
+    if moved:
+        told.append(
+            Finding(
+                severity="info",
+                section="metrics",
+                sentence=moved,
+                rests_on=["metrics.weights_delta_share"],
+                next_step="A size says nothing of an effect; `alignscope audit --only weights` says where it lies.",
             )
         )
     return SectionResult(section=section, tables={"metrics": table}, findings=tuple(told))
@@ -102,6 +118,16 @@ def _best(table: pd.DataFrame) -> str:
         parts.append(f"{what} is {'lowest' if lowest else 'highest'} at step {int(row.step)} ({_shown(row)}; {last})")
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def _moved(table: pd.DataFrame) -> str:
+    """How far the weights lay from the start at the first and the last save; exact, so without intervals."""
+    rows = table[(table.section == "weights") & (table.name == "delta_share") & table.value.notna()].sort_values("step")
+    if not len(rows):
+        return ""
+    ends = rows.iloc[[0, -1] if len(rows) > 1 else [0]]
+    parts = [f"{100 * row.value:.2g} % of their norm at step {int(row.step)}" for row in ends.itertuples()]
+    return f"The weight matrices of the blocks had moved from the start by {' and by '.join(parts)}."
 
 
 def _shown(row: pd.Series) -> str:
