@@ -125,8 +125,9 @@ def _moved(table: pd.DataFrame) -> str:
     rows = table[(table.section == "weights") & (table.name == "delta_share") & table.value.notna()].sort_values("step")
     if not len(rows):
         return ""
-    ends = rows.iloc[[0, -1] if len(rows) > 1 else [0]]
-    parts = [f"{100 * row.value:.2g} % of their norm at step {int(row.step)}" for row in ends.itertuples()]
+    at, share = rows.step.to_numpy(dtype=int), rows.value.to_numpy(dtype=float)
+    ends = [0, len(rows) - 1] if len(rows) > 1 else [0]
+    parts = [f"{100 * share[i]:.2g} % of their norm at step {at[i]}" for i in ends]
     return f"The weight matrices of the blocks had moved from the start by {' and by '.join(parts)}."
 
 
