@@ -20,7 +20,7 @@ from ..probes.vocabulary import same_ids
 from .preference_sections import PreferenceSettings, ranking_sections, reward_sections
 from .report import Estimate, Section, SectionResult
 from .run_directory import write_atomically
-from .series_metrics import held_out_values
+from .series_held_out import held_out_values
 from .series_steps import Save
 from .spinal import SpinalTrace, compare_spinal, spinal_trace
 from .spinal_distance import base_distance

@@ -1,23 +1,21 @@
-"""The base read again, a little otherwise: under a chat template, or with random weights added. Controls of a contrast.
+"""The base read again, a little otherwise: under a chat template. A control of a contrast; nothing was trained.
 
-Neither was trained. What they show, the template or any change of this size shows.
+What it shows, the template shows. The base with random weights added: `spinal_noise`.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool
 
 from ..errors import InputError
-from ..probes.block_noise import NoiseLostError, changed_blocks, noisy_blocks
 from ..probes.encoding import Encoder, TextPolicy
 from ..probes.inputs import PromptFile, read_prompts
 from .spinal_distance import TUNED
-from .spinal_effects import Blocks, Effects, effects
 from .spinal_nulls import Control
 from .spinal_reading import Folder, Progress, opened, prepare_prompts, read_prompts_of
 from .spinal_trace import SpinalTrace, analyse
@@ -27,72 +25,6 @@ if TYPE_CHECKING:
     from ..probes.subject import Subject
 
 Prompts = str | os.PathLike[str] | Iterable[Any] | PromptFile
-Size = TypeVar("Size")
-
-
-def noise_control(
-    trace: SpinalTrace,
-    subjects: "tuple[Subject, Subject] | None",
-    window: Blocks,
-    *,
-    seeds: int,
-    seed: int,
-    shards: Folder | None = None,
-    progress: Progress | None = None,
-) -> Control:
-    """The base with Gaussian noise on every matrix that training changed, as large as that change; effects a seed."""
-
-    def moved(start: SpinalTrace, again: SpinalTrace, _: "Subject") -> tuple[Bool[np.ndarray, "N"], Effects]:
-        return again.kept, effects(start, again, window)
-
-    found = of_noise(trace, subjects, moved, seeds=seeds, seed=seed, shards=shards, progress=progress)
-    if isinstance(found, str):
-        return Control(name="noise", kind="noise", reason=found)
-    return Control(name="noise", kind="noise", effects=tuple(one for _, one in found), kept=found[0][0])
-
-
-def of_noise(
-    trace: SpinalTrace,
-    subjects: "tuple[Subject, Subject] | None",
-    measure: "Callable[[SpinalTrace, SpinalTrace, Subject], Size]",
-    *,
-    seeds: int,
-    seed: int,
-    shards: Folder | None = None,
-    progress: Progress | None = None,
-) -> list[Size] | str:
-    """`measure(trace of the base, trace under noise, noisy model)` of every seed, or why there is no noise control.
-
-    Noise: Gaussian on every matrix of a block that training changed, as large as that change. One noisy trace is held
-    at a time: memory does not grow with the seeds. A prompt that is not finite under one seed leaves all of them.
-    """
-    if subjects is None or trace.settings["lens"] != "logit":
-        return "models not given" if subjects is None else TUNED
-    base, aligned = subjects
-    try:
-        norms = changed_blocks(base, aligned)
-    except InputError as error:
-        return str(error)
-    if not norms:
-        return "no matrix of a block changed: there is no size to match"
-    kept, found = trace.kept, list[Size]()
-    while len(found) < seeds:  # again from the first seed where one has lost a prompt: traces of before are gone
-        number = len(found)
-        folder = _sub(shards, f"noise_{number}")
-        try:
-            with noisy_blocks(base, norms, seed=[seed, 7, number]) as noisy:
-                again = _again(trace, noisy, f"noise seed {number}", kept, folder, progress)
-                if isinstance(again, str):
-                    return again
-                if (again.kept == kept).all():
-                    found.append(measure(trace, again, noisy))
-                else:
-                    kept, found = again.kept, []
-                    trace = trace.restricted(kept)
-                del again  # its rows, before the next trace is made
-        except NoiseLostError as error:
-            return str(error)
-    return found
 
 
 def template_control(
@@ -144,11 +76,11 @@ def template_control(
         return without(f"{int(uncut.sum())} prompts are shorter than max_tokens; {MIN_CLUSTERS} are needed")
     templated = [whole[p.digest] if left else p for p, left in zip(trace.prompts, uncut, strict=True)]
     found = replace(trace, prompts=tuple(templated), settings=trace.settings | {"text": encoder.facts()})
-    again = _again(found, base, "chat template", uncut, _sub(shards, "template"), progress)
+    again = read_again(found, base, "chat template", uncut, subfolder(shards, "template"), progress)
     return without(again) if isinstance(again, str) else Control(name="template", kind="template", traces=(again,))
 
 
-def _again(
+def read_again(
     trace: SpinalTrace,
     subject: "Subject",
     what: str,
@@ -179,5 +111,5 @@ def _again(
     return analyse(model, trace.prompts, readings, left, settings, trace.counts)
 
 
-def _sub(shards: Folder | None, name: str) -> Path | None:
+def subfolder(shards: Folder | None, name: str) -> Path | None:
     return None if shards is None else opened(Path(shards) / name)

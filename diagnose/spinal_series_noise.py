@@ -8,8 +8,8 @@ from .spinal_contrast import terminal_window
 from .spinal_distance import base_distance
 from .spinal_effects import ALPHA, Interval, effects, over_blocks
 from .spinal_estimates import BOOTSTRAP, FEW_CLUSTERS, estimate
+from .spinal_noise import of_noise
 from .spinal_reading import Folder, Progress
-from .spinal_retrace import of_noise
 from .spinal_series_rules import WORDS
 from .spinal_series_signals import NAMES, UNITS
 from .spinal_trace import SAMPLING_ONLY, SpinalTrace, bootstrap_means

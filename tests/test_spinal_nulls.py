@@ -12,9 +12,9 @@ import alignscope
 from alignscope import InputError, compare_spinal, spinal_trace
 from alignscope.diagnose import spinal_retrace
 from alignscope.diagnose.spinal_effects import effects
+from alignscope.diagnose.spinal_noise import of_noise
 from alignscope.diagnose.spinal_nulls import Control, compared, controls_table
 from alignscope.diagnose.spinal_reading import read_prompts_of
-from alignscope.diagnose.spinal_retrace import of_noise
 from alignscope.probes.block_noise import changed_blocks, noisy_blocks
 
 PROMPTS = letters(90)
