@@ -14,7 +14,9 @@ def audit(
     policy: Annotated[
         str | None, typer.Option(help="Checkpoint to audit: folder, adapter folder, .gguf file or hub id.")
     ] = None,
-    pairs: Annotated[Path | None, typer.Option(help="Preference pairs: .jsonl, .csv or .parquet.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="Preference pairs: .jsonl, .csv or .parquet; --only weights reads none.")
+    ] = None,
     reference: options.Reference = None,
     base: options.Base = None,
     reward: options.Reward = None,
@@ -154,8 +156,8 @@ def audit(
         )
         finish(report, out, gates, as_json=as_json, quiet=quiet)
         return
-    if policy is None or pairs is None:
-        missing = " and ".join(name for name, value in (("--policy", policy), ("--pairs", pairs)) if value is None)
+    if policy is None:
+        missing = "--policy and --pairs" if pairs is None else "--policy"
         raise InputError(f"{missing} missing: name a checkpoint and its pairs, or a pair table with --scores")
     wanted = wanted_sections(only, reference, reward, elsewhere)
     require_estimates(gates, audit_estimate_names(wanted, elsewhere))

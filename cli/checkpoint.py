@@ -27,8 +27,9 @@ def trace(
         str, typer.Option(help="robust, or paper_guess (a reading of a summary of the paper).")
     ] = "robust",
     window: Annotated[
-        str, typer.Option(help="Ranks of the exponent as shares, FIRST-LAST (0.02-0.2), or auto.")
-    ] = "0.02-0.2",
+        str | None,
+        typer.Option(help="Ranks of the exponent as shares, FIRST-LAST, or auto; default: the preset's (0.02-0.2)."),
+    ] = None,
     estimator: Annotated[
         str, typer.Option(help="Of the exponent: ols, wls, local_median, rank_half, hill or clauset.")
     ] = "ols",
@@ -50,8 +51,9 @@ def trace(
         bool, typer.Option("--shared-lens", help="Allow the lens of another model of the same shape.")
     ] = False,
     lens_positions: Annotated[
-        int, typer.Option(help="Positions inside a prompt that are read beside the last.", min=0)
-    ] = 4,
+        int | None,
+        typer.Option(help="Positions inside a prompt that are read beside the last; default: the preset's (4).", min=0),
+    ] = None,
     max_invalid: options.MaxInvalid = 0.05,
     fail_if: options.FailIf = None,
     dtype: options.Dtype = "float32",
@@ -92,7 +94,7 @@ def trace(
             device=device,
             options={
                 "preset": preset,
-                "window": _window(window),
+                "window": None if window is None else _window(window),
                 "estimator": estimator,
                 "row_scale": row_scale,
                 "center": not uncentred,

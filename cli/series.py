@@ -17,10 +17,10 @@ def series(
         ),
     ],
     out: options.Out,
-    pairs: Annotated[Path, typer.Option(help="Held-out preference pairs.", show_default=False)],
     reference: Annotated[
         str, typer.Option(help="The model training started from: step 0 of the series.", show_default=False)
     ],
+    pairs: Annotated[Path | None, typer.Option(help="Held-out preference pairs; --only weights reads none.")] = None,
     base: options.Base = None,
     reward: options.Reward = None,
     prompts: Annotated[
@@ -30,13 +30,17 @@ def series(
         str | None, typer.Option("--steps", help="Training steps of the saves, as 6,12,25, where names do not say.")
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help="Comma-separated sections: ranking, rewards, spinal. Default: all.")
+        str | None,
+        typer.Option(help="Comma-separated sections: ranking, rewards, spinal, weights. Default: all but the last."),
     ] = None,
     beta: options.Beta = None,
     ties: options.Ties = "half",
     smoothing: options.Smoothing = "jeffreys",
     assumed_preference: options.AssumedPreference = None,
     terminal: options.Terminal = "last_third",
+    noise_seeds: Annotated[
+        int, typer.Option(help="Seeds of noise as large as the last save's update, to set beside the onset.", min=0)
+    ] = 0,
     template: options.Template = "auto",
     eos: options.Eos = "auto",
     boundary: options.Boundary = "refuse",
@@ -60,7 +64,8 @@ def series(
     \b
     A run folder:   alignscope series runs/dpo/ --reference sft/ --pairs test.jsonl --out runs/series
     Some saves:     alignscope series dpo/step_* --reference base/ --pairs test.jsonl --out runs/series
-    A gate in CI:   alignscope series ... --fail-if 'metrics.ranking_dpo_loss.low>0.693'
+    With noise:     alignscope series ... --noise-seeds 3
+    A gate in CI:   alignscope series ... --fail-if 'series.n_alarms>0'
     """
     from ..diagnose.gates import Gate, require_estimates
 
@@ -70,7 +75,8 @@ def series(
         from ..diagnose.estimate_names import series_estimate_names
         from ..diagnose.series_run import series_sections
 
-        require_estimates(gates, series_estimate_names(series_sections(only, reward)))
+        wanted = series_sections(only, reward, noise_seeds)
+        require_estimates(gates, series_estimate_names(wanted, noise=noise_seeds > 0))
 
     from ..cache import cache_folder
     from ..diagnose.series_run import series as run_series
@@ -98,6 +104,7 @@ def series(
             smoothing=smoothing,
             assumed_preference=assumed_preference,
             terminal=terminal,
+            noise_seeds=noise_seeds,
             max_tokens=max_tokens,
             max_invalid=max_invalid,
             seed=seed,

@@ -23,8 +23,17 @@ _NAMES = {
     "spinal.d_transport_terminal": "Δ transport, last blocks",
     "spinal.d_entropy_terminal": "Δ entropy, last blocks",
     "spinal.base_distance_terminal": "distance to the start, last blocks",
+    "weights.delta_share": "weights: size of the change",
+    "weights.delta_share_largest": "weights: change of the block that changed most",
+    "weights.half_change_blocks": "weights: blocks with half of the change",
+    "weights.delta_top_ratio": "weights: first direction, over noise",
+    "weights.alpha_median": "weights: tail exponent",
 }
-_NULLS = {"ranking.accuracy": 0.5, "ranking.reward_accuracy": 0.5, "ranking.dpo_loss": math.log(2)}
+WEIGHTS = " Numbers of the weights are exact and have no interval; a line at 1 is Gaussian noise."
+_NULLS: dict[str, float | None] = {
+    "ranking.accuracy": 0.5, "ranking.reward_accuracy": 0.5, "ranking.dpo_loss": math.log(2),
+    "weights.half_change_blocks": None, "weights.delta_top_ratio": 1.0, "weights.alpha_median": None,
+}  # fmt: skip
 
 
 def metric_figures(
@@ -47,7 +56,7 @@ def _panels(table: pd.DataFrame, shown: list[str]) -> go.Figure:
         title="What each save does, by training step",
         how="A point is a save, with its 95 % interval. The dashed line is a model that training did not touch: one "
         "half for accuracies, log 2 for the loss, 0 for differences. Neighbouring saves whose intervals overlap are "
-        "not told apart by these pairs.",
+        "not told apart by these pairs." + (WEIGHTS if any(name.startswith("weights.") for name in shown) else ""),
         headings=[_NAMES[name] for name in shown],
         n_rows=-(-len(shown) // COLUMNS),
     )
@@ -65,7 +74,8 @@ def _panels(table: pd.DataFrame, shown: list[str]) -> go.Figure:
             customdata=[_hover(one) for one in some.itertuples()],
             hovertemplate="step %{x}<br>%{customdata}<extra></extra>",
         )  # fmt: skip
-        figure.add_hline(y=_NULLS.get(name, 0.0), line={"color": MUTED, "dash": "dash", "width": 1}, **at)
+        if (null := _NULLS.get(name, 0.0)) is not None:
+            figure.add_hline(y=null, line={"color": MUTED, "dash": "dash", "width": 1}, **at)
         figure.update_yaxes(title_text=safe(unit), **at)
     return figure
 

@@ -25,6 +25,10 @@ PANELS = {  # signal -> heading, the value that means "as at the start"
     "v": "v: speed [rad a training step]",
 }
 BY_LAYER = {"alpha": "exponent α", "angle": "angle of the next step [rad]", "base_distance": "distance to start [rad]"}
+NOISE = (
+    " Dotted: how far noise on the weights, as large as the update of the last save, moves the signal from the start, "
+    "to both sides."
+)
 RULES = {
     "cusum": "CUSUM", "speed": "speed", "entropy_halved": "entropy halved", "accuracy_falls": "accuracy falls",
 }  # fmt: skip
@@ -56,7 +60,8 @@ def _trajectory(tables: Mapping[str, pd.DataFrame], estimates: Mapping[str, Esti
         "RankMe from leaving out groups of prompts); the dashed line is the start. Shaded is where the first change "
         "lies that two saves in a row confirm; a cross is a save at which a rule for a broken run fired (hover for "
         "which). The prompts are the same at all saves, so that changes are far clearer than the bands suggest; clear "
-        "does not mean large, nor that the preferences caused it.",
+        "does not mean large, nor that the preferences caused it."
+        + (NOISE if any(name.startswith("noise_") for name in estimates) else ""),
         headings=[PANELS[letter] for letter in shown],
         n_rows=n_rows,
     )
@@ -117,6 +122,7 @@ def _panel(figure: go.Figure, rows: pd.DataFrame, row: int, column: int, estimat
     start = rows.value.iloc[0]
     if np.isfinite(start):
         figure.add_hline(y=start, **_NULL, **at)
+    _noise(figure, rows, estimates.get(f"noise_{rows.quantity.iloc[0]}"), at)
     if "alarm" not in rows:
         return
     fired = rows[rows.alarm.notna() & rows.value.notna()]
@@ -129,6 +135,23 @@ def _panel(figure: go.Figure, rows: pd.DataFrame, row: int, column: int, estimat
             marker={"color": WRONG, "symbol": "x", "size": 11},
             customdata=named,
             hovertemplate="step %{x:,}: %{customdata[0]}<extra>alarm</extra>",
+            **at,
+        )
+
+
+def _noise(figure: go.Figure, rows: pd.DataFrame, size: Estimate | None, at: Mapping[str, int]) -> None:
+    """Dotted, as far from the start as noise of the last update's size moves the signal, to both sides."""
+    start = rows.value.iloc[0]
+    if size is None or size.value is None or not np.isfinite(start):
+        return
+    reach = abs(size.value)
+    for y in [start + reach] if rows.signal.iloc[0] == "D" else [start - reach, start + reach]:
+        figure.add_scatter(
+            x=[rows.step.iloc[0], rows.step.iloc[-1]],
+            y=[y, y],
+            mode="lines",
+            line={"color": MUTED, "width": 1.5, "dash": "dot"},
+            hovertemplate=f"noise as large as the last update: {size}<extra></extra>",
             **at,
         )
 

@@ -23,12 +23,18 @@ from ..probes.scoring import score_pairs
 from .manifest import count_reasons, data_facts, first_rows, model_facts, model_identity, package_versions
 from .model_findings import model_findings
 from .naming import asked_for, short_name
-from .preference_sections import PreferenceSettings, ranking_sections, require_shifted, reward_sections
+from .preference_sections import (
+    PreferenceSettings,
+    ranking_sections,
+    require_pairs,
+    require_shifted,
+    reward_sections,
+)
 from .ranking_report import require_ranking_settings
 from .report import Manifest, Report, SectionResult
 from .reward_rows import require_shifts
 from .run_directory import RunDirectory, Stopwatch
-from .spinal_audit import Opening, SpinalSettings, control_facts, spinal_comparison
+from .spinal_audit import NOT_IDENTITY, Opening, SpinalSettings, control_facts, spinal_comparison
 from .spinal_compare import DEFAULT_CONTROLS, NOISE_SEEDS
 from .spinal_contrast import terminal_window
 from .spinal_settings import require_at_least
@@ -47,7 +53,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 def audit(
     policy: "str | os.PathLike[str] | Subject",
     reference: "str | os.PathLike[str] | Subject | None",
-    pairs: "str | os.PathLike[str] | Iterable[Any] | PairFile",
+    pairs: "str | os.PathLike[str] | Iterable[Any] | PairFile | None" = None,
     *,
     base: str | os.PathLike[str] | None = None,
     reward: "str | os.PathLike[str] | RewardSubject | RewardFunction | None" = None,
@@ -91,13 +97,15 @@ def audit(
         reference shares its weights with it, as do the references "adapter-disabled" and "adapter:NAME" (see
         score_pairs). reference=None leaves the ranking numbers that need none.
     pairs, prompts: file or rows (probes/inputs.py); without prompts, the distinct prompts of the pairs (at most 512).
+        pairs=None for weights, and for spinal beside prompts.
     shifted: name -> pairs from elsewhere, for the section rewards: does either reward still hold there? Names are
         letters, digits and _.
     reference_samples: completions drawn from the reference (read_samples), for displacement.on_policy: see
         score_samples.
     only: sections to compute, of ("ranking", "rewards", "spinal", "weights"); None computes all that the inputs allow
         but weights, which takes long. "ranking" brings length and displacement with it, "rewards" the objectives.
-    out: run directory. Finished shards are kept there; the same call continues a killed run, others are refused.
+    out: run directory. Finished shards are kept there; the same call continues a killed run, others are refused. With
+        another number of noise seeds the seeds that are there are not traced again.
     beta: the DPO beta of the policy's training, for the idealised accuracy and the implicit reward. None: TRL's
         default, .1, is assumed, and the sections that depend on it say so.
     same_training: policy and reward model share base, training pairs and template; else the report says "confounded".
@@ -110,6 +118,7 @@ def audit(
     share `max_invalid`.
     """
     sections = wanted_sections(only, reference, reward, shifted or {})
+    require_pairs(pairs, sections, prompts=prompts, gradient=gradient)
     _require_read(reference_samples, reference, sections)
     require_shifts(shifts or {}, shifted or {})
     text = TextPolicy(template, eos, boundary, max_length, over_length)
@@ -139,8 +148,9 @@ def audit(
             "reward: a function cannot be told from another one when a run continues; leave out= away, or give its "
             "scores as columns explicit_chosen and explicit_rejected of the pairs"
         )
-    pair_file = pairs if isinstance(pairs, PairFile) else read_pairs(pairs)
-    check_invalid(pair_file, max_invalid)
+    pair_file = pairs if isinstance(pairs, PairFile) or pairs is None else read_pairs(pairs)
+    if pair_file is not None:
+        check_invalid(pair_file, max_invalid)
     shifted_files = {name: read_pairs(source) for name, source in (shifted or {}).items()}
     for file in shifted_files.values():
         check_invalid(file, max_invalid)
@@ -162,7 +172,8 @@ def audit(
 
     models: dict[str, Any] = {"policy": subject, "reference": other, "reward": judge}
     models = {role: model for role, model in models.items() if hasattr(model, "fingerprints")}
-    data = {"pairs": data_facts(pair_file), **({"prompts": data_facts(prompt_file)} if prompt_file else {})}
+    files = {"pairs": pair_file, "prompts": prompt_file}
+    data = {name: data_facts(file) for name, file in files.items() if file is not None}
     data |= {f"shifted {name}": data_facts(file) for name, file in shifted_files.items()}
     data |= {} if sample_file is None else {"reference samples": data_facts(sample_file)}
     settings: dict[str, Any] = {
@@ -200,11 +211,11 @@ def audit(
                 "seed": seed,
                 "models": identity,
                 "data": hashes,
-                "settings": settings,
+                "settings": {name: value for name, value in settings.items() if name not in NOT_IDENTITY},
             },
         )
-        if run.finished:
-            return Report.load(run.path)
+        if run.finished and spinal.answered((before := Report.load(run.path)).manifest.settings):
+            return before
     watch = run.watch if run else Stopwatch()
     progress = watch.ticking(progress)
 
@@ -220,7 +231,8 @@ def audit(
         "progress": progress,
     }
 
-    def scored(name: str, file: PairFile) -> "PairScores":
+    def scored(name: str, file: PairFile | None) -> "PairScores":
+        assert file is not None  # require_pairs
         shards = "scores" if name == "pairs" else f"scores_{name.removeprefix('shifted ')}"
         scores = score_pairs(
             subject,
@@ -299,7 +311,7 @@ def audit(
     )
     report = Report.assemble(
         title=f"Audit of {short_name(subject.name)}",
-        question=_question(subject, other, len(pair_file), prompt_file),
+        question=_question(subject, other, pair_file, prompt_file),
         manifest=manifest,
         results=results,
     )
@@ -356,9 +368,9 @@ def _scored(scores: "PairScores | SampleScores") -> dict[str, Any]:
     }
 
 
-def _question(subject: "Subject", other: "Subject | None", n_pairs: int, prompts: PromptFile | None) -> str:
+def _question(subject: "Subject", other: "Subject | None", pairs: PairFile | None, prompts: PromptFile | None) -> str:
     against = f", measured against {short_name(other.name)}" if other is not None else ""
-    also = f" and {len(prompts)} prompts" if prompts is not None else ""
-    return (
-        f"What did preference training do to {short_name(subject.name)}{against}, on {n_pairs} preference pairs{also}?"
-    )
+    read = [] if pairs is None else [f"{len(pairs)} preference pairs"]
+    read += [] if prompts is None else [f"{len(prompts)} prompts"]
+    on = f", on {' and '.join(read)}" if read else ""
+    return f"What did preference training do to {short_name(subject.name)}{against}{on}?"

@@ -11,6 +11,7 @@ from . import (
     spinal_estimates,
     spinal_score,
     spinal_series_estimates,
+    spinal_series_noise,
     weight_section,
 )
 
@@ -40,10 +41,19 @@ def audit_estimate_names(wanted: Collection[str], shifted: Collection[str] = ())
     return {section: own for section, own in names.items() if section in made}
 
 
-def series_estimate_names(wanted: Collection[str]) -> Mapping[str, tuple[str, ...]]:
-    """Section -> the names that the estimates of a series can have; wanted: of ranking, rewards and spinal."""
+def series_estimate_names(wanted: Collection[str], *, noise: bool = False) -> Mapping[str, tuple[str, ...]]:
+    """Section -> the names that the estimates of a series can have; wanted: of the keys of `BROUGHT`.
+
+    noise: whether the noise control was asked for.
+    """
+    scored = {"ranking", "rewards"} & {*wanted}
+    of_pairs = spinal_series_estimates.HELD_OUT_NAMES.values()
+    of_series = (
+        *(name for name in spinal_series_estimates.SERIES_NAMES if scored or name not in of_pairs),
+        *(spinal_series_noise.NOISE_NAMES if noise else ()),
+    )
     named = {
-        "series": spinal_series_estimates.SERIES_NAMES if "spinal" in wanted else (),
+        "series": of_series if "spinal" in wanted else (),
         "metrics": tuple(
             headline.replace(".", "_")
             for headline in series_metrics.HEADLINES

@@ -12,6 +12,7 @@ from .ranking import DEFAULT_BETA
 from .ranking_report import ranking_report
 from .report import SectionResult
 from .reward_report import require_setting_name, reward_report
+from .spinal_score import OF_PAIRS
 
 ID = "in_distribution"
 
@@ -50,6 +51,22 @@ def require_shifted(names: Collection[str], sections: Collection[str]) -> None:
             raise InputError(f"--shifted {ID}=...: this is the name of the main pairs; choose another one")
     if names and "rewards" not in sections:
         raise InputError("--shifted: shifted sets are read by the section rewards, which is not computed here")
+
+
+def require_pairs(pairs: object, sections: Collection[str], *, prompts: object, gradient: str = "weight_share") -> None:
+    """Refuse to begin without pairs that a section would read. Raises InputError naming it."""
+    if pairs is not None:
+        return
+    readers = [name for name in ("ranking", "rewards") if name in sections]
+    if readers:
+        raise InputError(
+            f"--pairs missing: {' and '.join(readers)} cannot do without; --only weights can, "
+            "and --only spinal beside --prompts"
+        )
+    if "spinal" in sections and prompts is None:
+        raise InputError("--pairs missing: spinal reads their prompts; give --pairs or --prompts")
+    if "spinal" in sections and gradient in OF_PAIRS:
+        raise InputError(f"--pairs missing: --gradient {gradient} is measured on preference pairs")
 
 
 def ranking_sections(

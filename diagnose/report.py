@@ -190,6 +190,7 @@ class Report(_Model):
         """Write tables, then report.json, each by rename: a report.json that exists is whole. Returns its path."""
         directory = Path(directory)
         (directory / "tables").mkdir(parents=True, exist_ok=True)
+        (directory / "report.json").unlink(missing_ok=True)  # it would stand beside tables of another report
         for name, frame in self._frames.items():
             temporary = directory / "tables" / f".{name}.tmp"
             frame.to_parquet(temporary, index=False)

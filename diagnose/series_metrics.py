@@ -2,13 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
-from ..probes.pair_table import PairScores
-from .ranking import credit, dpo_loss
 from .report import Finding, Section, SectionResult
-from .spinal_series import HeldOut
 
 HEADLINES = (
     "ranking.accuracy",
@@ -21,6 +17,11 @@ HEADLINES = (
     "spinal.d_transport_terminal",
     "spinal.d_entropy_terminal",
     "spinal.base_distance_terminal",
+    "weights.delta_share",
+    "weights.delta_share_largest",
+    "weights.half_change_blocks",
+    "weights.delta_top_ratio",
+    "weights.alpha_median",
 )
 COLUMNS = ("step", "section", "name", "label", "value", "low", "high", "n", "n_clusters", "unit", "reason")
 
@@ -55,12 +56,13 @@ def metrics_section(
         for name in HEADLINES
         if name in headlines
     }
-    best = _best(table)
+    best, moved = _best(table), _moved(table)
     section = Section(
         name="metrics",
         title="Every number by training step",
         question="How did ranking, rewards, displacement and the residual stream move over the saves of this run?",
-        summary=best or f"{table.step.nunique()} saves, {table.name.nunique()} numbers each.",
+        summary=" ".join(filter(None, (best, moved)))
+        or f"{table.step.nunique()} saves, {table.name.nunique()} numbers each.",
         estimates=estimates,
         tables={"metrics": "a row a step and estimate of any section: value, interval, n, or the reason of a null"},
         settings={"headlines": [name for name in HEADLINES if name in headlines]},
@@ -77,6 +79,16 @@ def metrics_section(
                 rests_on=[name for name in rests_on if name.removeprefix("metrics.") in estimates],
                 next_step="Intervals of neighbouring saves overlap more often than not: see the table metrics before "
                 "shipping one save over another.",
+            )
+        )
+    if moved:
+        told.append(
+            Finding(
+                severity="info",
+                section="metrics",
+                sentence=moved,
+                rests_on=["metrics.weights_delta_share"],
+                next_step="A size says nothing of an effect; `alignscope audit --only weights` says where it lies.",
             )
         )
     return SectionResult(section=section, tables={"metrics": table}, findings=tuple(told))
@@ -104,32 +116,17 @@ def _best(table: pd.DataFrame) -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
+def _moved(table: pd.DataFrame) -> str:
+    """How far the weights lay from the start at the first and the last save; exact, so without intervals."""
+    rows = table[(table.section == "weights") & (table.name == "delta_share") & table.value.notna()].sort_values("step")
+    if not len(rows):
+        return ""
+    at, share = rows.step.to_numpy(dtype=int), rows.value.to_numpy(dtype=float)
+    ends = [0, len(rows) - 1] if len(rows) > 1 else [0]
+    parts = [f"{100 * share[i]:.2g} % of their norm at step {at[i]}" for i in ends]
+    return f"The weight matrices of the blocks had moved from the start by {' and by '.join(parts)}."
+
+
 def _shown(row: pd.Series) -> str:
     interval = "" if pd.isna(row.low) or pd.isna(row.high) else f" [{row.low:.3g}, {row.high:.3g}]"
     return f"{row.value:.3g}{interval}"
-
-
-def held_out_values(tables: Sequence[PairScores], beta: float, *, ties: str = "half") -> HeldOut:
-    """Credit of the ranking and DPO loss of every save on the pairs that all saves have; the first row is step 0.
-
-    Human ties are left out. The start is the reference itself: its loss is log 2 on every pair.
-    """
-    ids = [set(table["pair_id"]) for table in tables]
-    common = set.intersection(*ids)
-    first = tables[0].frame
-    judged = first[first.pair_id.isin(common) & ~first.human_tie.astype(bool)]
-    order = judged.pair_id.tolist()
-    credits, losses = [], []
-    for number, table in enumerate([tables[0], *tables]):
-        frame = table.frame.set_index("pair_id").loc[order]
-        chosen, rejected = (frame[f"policy_{side}"].to_numpy(dtype=float) for side in ("chosen", "rejected"))
-        ref_chosen, ref_rejected = (frame[f"reference_{side}"].to_numpy(dtype=float) for side in ("chosen", "rejected"))
-        if number == 0:
-            chosen, rejected = ref_chosen, ref_rejected
-        credits.append(np.asarray(credit(chosen - rejected, ties), dtype=float))
-        losses.append(np.asarray(dpo_loss(chosen - ref_chosen, rejected - ref_rejected, beta), dtype=float))
-    return HeldOut(
-        clusters=judged.prompt_id.to_numpy(dtype=object).astype(str),
-        ranking_accuracy=np.stack(credits),
-        dpo_loss=np.stack(losses),
-    )

@@ -10,16 +10,18 @@ from ..probes.encoding import TextPolicy
 from ..probes.inputs import PairFile, PromptFile, check_invalid, prompts_or_distinct, read_pairs
 from ..probes.policy import Named, is_adapter, load_judge
 from ..probes.rendering import template_file_hash
+from .audit import ON_REQUEST
 from .manifest import count_reasons, data_facts, model_facts, model_identity, package_versions
 from .model_findings import model_findings
 from .naming import asked_for, short_name
-from .preference_sections import PreferenceSettings
+from .preference_sections import PreferenceSettings, require_pairs
 from .ranking_report import require_ranking_settings
 from .report import Finding, Manifest, Report, SectionResult
 from .run_directory import RunDirectory
 from .series_metrics import metrics_section
-from .series_save import Ladder, Measured, Models, score, trace
+from .series_save import Ladder, Measured, Models, score, trace, weights
 from .series_steps import Save, save_hash, saves
+from .spinal_audit import NOT_IDENTITY
 from .spinal_contrast import terminal_window
 from .spinal_reading import MIN_WINDOW
 from .spinal_settings import require_at_least
@@ -28,14 +30,14 @@ if TYPE_CHECKING:
     from ..probes.subject import Subject
     from .audit import Progress
 
-SECTIONS = ("ranking", "rewards", "spinal")
+SECTIONS = ("ranking", "rewards", "spinal", "weights")
 START = "step_00000000"  # stage of the reference
 
 
 def series(
     steps: "Sequence[str | os.PathLike[str]]",
     reference: Named,
-    pairs: "str | os.PathLike[str] | Iterable[Any] | PairFile",
+    pairs: "str | os.PathLike[str] | Iterable[Any] | PairFile | None" = None,
     *,
     out: str | os.PathLike[str],
     numbers: Sequence[int] | None = None,
@@ -53,6 +55,7 @@ def series(
     smoothing: str = "jeffreys",
     assumed_preference: float | None = None,
     terminal: str = "last_third",
+    noise_seeds: int = 0,
     max_tokens: int = 128,
     max_invalid: float = 0.05,
     seed: int = 0,
@@ -67,14 +70,20 @@ def series(
 
     steps: checkpoints, adapters, or one run folder with `checkpoint-*`; numbers: their training steps where the names
         do not end in them. reference: what training started from, scored and traced once.
-    only: of ("ranking", "rewards", "spinal"); rewards needs `reward`. Other keywords as in `audit`.
-    out: run directory. The same command continues a killed run: finished scores and traces are not made again, though
-        each save is opened. Scores of the reference are kept there where `cache` names no folder.
+    pairs: None for weights, and for spinal beside prompts.
+    only: of ("ranking", "rewards", "spinal", "weights"); rewards needs `reward`, weights comes only where it is named.
+        Other keywords as in `audit`.
+    noise_seeds: seeds of the noise control: the reference with Gaussian noise as large as the update of the last save,
+        a trace each, whose size is printed beside the onset. 0: none.
+    out: run directory. The same command continues a killed run: finished scores, traces and spectra are not made again,
+        though each save is opened; so do other noise seeds. Scores of the reference are kept there where `cache` names
+        no folder.
     In memory are a save, the one before it, and the reference where it is not their common base.
     Raises InputError for saves, files or settings that cannot be used.
     """
     found = saves(steps, numbers)
-    wanted = series_sections(only, reward)
+    wanted = series_sections(only, reward, noise_seeds)
+    require_pairs(pairs, wanted, prompts=prompts)
     text = TextPolicy(template, eos, boundary, max_length, over_length)
     preferences = PreferenceSettings(
         beta=beta, ties=ties, smoothing=smoothing, assumed_preference=assumed_preference, seed=seed
@@ -84,10 +93,12 @@ def series(
     terminal_window(terminal, 10**6)
     if base is not None and not any(is_adapter(model) for model in (reference, reward, *(s.path for s in found))):
         raise InputError(f"--base {base}: neither a save nor reference or reward is an adapter: nothing takes a base")
-    pair_file = pairs if isinstance(pairs, PairFile) else read_pairs(pairs)
-    check_invalid(pair_file, max_invalid)
+    pair_file = pairs if isinstance(pairs, PairFile) or pairs is None else read_pairs(pairs)
+    if pair_file is not None:
+        check_invalid(pair_file, max_invalid)
     prompt_file = prompts_or_distinct(prompts, pair_file, seed, max_invalid) if "spinal" in wanted else None
-    data = {"pairs": data_facts(pair_file), **({"prompts": data_facts(prompt_file)} if prompt_file else {})}
+    files = {"pairs": pair_file, "prompts": prompt_file}
+    data = {name: data_facts(file) for name, file in files.items() if file is not None}
     settings: dict[str, Any] = {
         "sections": list(wanted),
         "steps": [save.step for save in found],
@@ -103,6 +114,7 @@ def series(
         "smoothing": smoothing,
         "assumed_preference": assumed_preference,
         "terminal": terminal,
+        "noise_seeds": noise_seeds,
         "max_tokens": max_tokens,
         "max_invalid": max_invalid,
         "dtype": dtype,
@@ -122,11 +134,11 @@ def series(
             "models": {"reference": model_identity(other), **({"reward": model_identity(judge)} if judge else {})},
             "saves": identity,
             "data": {name: facts["sha256"] for name, facts in data.items()},
-            "settings": settings,
+            "settings": {name: value for name, value in settings.items() if name not in NOT_IDENTITY},
         },
     )
-    if run.finished:
-        return Report.load(run.path)
+    if run.finished and (before := Report.load(run.path)).manifest.settings["noise_seeds"] == noise_seeds:
+        return before
     watch = run.watch
     progress = watch.ticking(progress)
     facts = {"reference": model_facts(other), **({"reward": model_facts(judge)} if judge else {})}
@@ -165,9 +177,15 @@ def series(
             with watch.timed("spinal"):
                 results[save.step].append(trace(subject, other, what, ladder, (run.stage(START), folder), say))
 
+        if "weights" in wanted:
+            with watch.timed("weights"):
+                results[save.step].append(weights(subject, other, folder))
+
     sections = [metrics_section(results, findings=findings)]
     if "spinal" in wanted:
-        followed = ladder.followed([save.step for save in found], what).section()
+        with watch.timed("spinal"):
+            noise = ladder.noise(other, what, noise_seeds, run.stage("noise"), progress) if noise_seeds else None
+            followed = ladder.followed([save.step for save in found], what, noise).section()
         sections.insert(0, followed.costed(watch.cost("spinal")))
     report = Report.assemble(
         title=f"Series of {len(found)} saves against {short_name(str(reference))}",
@@ -190,13 +208,17 @@ def series(
     return report
 
 
-def series_sections(only: Sequence[str] | str | None, reward: object) -> tuple[str, ...]:
-    """What is measured of every save: what is named, else all that the inputs allow."""
+def series_sections(only: Sequence[str] | str | None, reward: object, noise_seeds: int = 0) -> tuple[str, ...]:
+    """What is measured of every save: what is named, else all that the inputs allow but weights."""
+    require_at_least(noise_seeds=(noise_seeds, 0))
     asked = asked_for(only, SECTIONS)
     if asked is not None and "rewards" in asked and reward is None:
         raise InputError("--only rewards: the explicit reward is missing; give --reward")
-    default = [name for name in SECTIONS if name != "rewards" or reward is not None]
-    return tuple(name for name in SECTIONS if name in (default if asked is None else asked))
+    default = [name for name in SECTIONS if name not in ON_REQUEST and (name != "rewards" or reward is not None)]
+    wanted = tuple(name for name in SECTIONS if name in (default if asked is None else asked))
+    if noise_seeds and "spinal" not in wanted:
+        raise InputError("--noise-seeds: noise is traced for the section spinal, which is not computed here")
+    return wanted
 
 
 def _require_blocks(reference: "Subject", wanted: Sequence[str], terminal: str) -> None:

@@ -1,6 +1,7 @@
 """One save of a series: scored, traced, compared with the start and with the save before it."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +15,25 @@ from ..probes.inputs import PairFile, PromptFile
 from ..probes.pair_table import PairScores
 from ..probes.policy import Named, is_adapter, load_policy_and_reference
 from ..probes.scoring import score_pairs
+from ..probes.shards import item_key
 from ..probes.vocabulary import same_ids
 from .preference_sections import PreferenceSettings, ranking_sections, reward_sections
-from .report import SectionResult
-from .series_metrics import held_out_values
+from .report import Estimate, Section, SectionResult
+from .run_directory import write_atomically
+from .series_held_out import held_out_values
 from .series_steps import Save
 from .spinal import SpinalTrace, compare_spinal, spinal_trace
 from .spinal_distance import base_distance
+from .spinal_reading import TORN
 from .spinal_series import SeriesDistances, SpinalSeries, spinal_series
+from .spinal_series_noise import noise_sizes
+from .weights import weight_spectrum
 
 if TYPE_CHECKING:
     from ..probes.subject import Subject
     from .audit import Progress
+
+WEIGHTS_VERSION = 1  # raise it when a change moves a number of the section: those kept before are then not used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +41,7 @@ class Measured:
     """What is measured of every save, and how."""
 
     sections: tuple[str, ...]
-    pairs: PairFile
+    pairs: PairFile | None  # None without "ranking" and "rewards"
     prompts: PromptFile | None  # None without "spinal"
     text: TextPolicy
     preferences: PreferenceSettings
@@ -79,9 +87,32 @@ class Ladder:
     to_previous: list[Float[np.ndarray, "layers N"]] = field(default_factory=list)
     tables: list[PairScores] = field(default_factory=list)
 
-    def followed(self, steps: Sequence[int], what: Measured) -> SpinalSeries:
+    @property
+    def common(self) -> Bool[np.ndarray, "N"]:
+        """Prompts that are finite in all saves."""
+        return np.logical_and.reduce([trace.kept for trace in self.traces])
+
+    def noise(
+        self, start: "Subject", what: Measured, seeds: int, shards: Path, progress: "Progress | None"
+    ) -> dict[str, Estimate]:
+        """What noise as large as the update of the last save moves, by quantity."""
+        assert self.previous is not None  # a save was traced
+        trace, common = self.traces[0], self.common
+        return noise_sizes(
+            trace if (trace.kept == common).all() else trace.restricted(common),
+            (start, self.previous[0]),
+            terminal=what.terminal,
+            seeds=seeds,
+            seed=what.seed,
+            shards=shards,
+            progress=progress,
+        )
+
+    def followed(
+        self, steps: Sequence[int], what: Measured, noise: Mapping[str, Estimate] | None = None
+    ) -> SpinalSeries:
         """The trajectory over the prompts that are finite in all saves."""
-        common = np.logical_and.reduce([trace.kept for trace in self.traces])
+        common = self.common
         distances = SeriesDistances(
             to_first=np.stack(self.to_first)[:, :, common], to_previous=np.stack(self.to_previous)[:, :, common]
         )
@@ -94,6 +125,7 @@ class Ladder:
             terminal=what.terminal,
             distances=distances,
             held_out=held_out,
+            noise=noise,
             seed=what.seed,
         )
 
@@ -103,6 +135,7 @@ def score(
 ) -> list[SectionResult]:
     """The preference sections of a save; its table goes to the ladder."""
     text = what.text
+    assert what.pairs is not None  # there with these sections
     table = score_pairs(
         subject,
         other,
@@ -122,6 +155,26 @@ def score(
     ladder.tables.append(table)
     found = ranking_sections(table, what.preferences) if "ranking" in what.sections else []
     return [*found, *(reward_sections(table, {}, what.preferences) if "rewards" in what.sections else [])]
+
+
+def weights(subject: "Subject", other: "Subject", folder: Path) -> SectionResult:
+    """The section "weights" of a save against the start, without its tables; kept in the folder: spectra take long."""
+    file = folder / "weights.json"
+    key = item_key(WEIGHTS_VERSION, subject.fingerprint, other.fingerprint)
+    section = _kept(file, key)
+    if section is None:
+        section = weight_spectrum(subject, other).section().section
+        write_atomically(file, json.dumps({"key": key, "section": section.model_dump(mode="json")}))
+    return SectionResult(section=section)
+
+
+def _kept(file: Path, key: str) -> Section | None:
+    """The section that a run left there; None where there is none, a torn one, or one of other weights."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return Section.model_validate(found["section"]) if found["key"] == key else None
+    except TORN:
+        return None
 
 
 def trace(

@@ -41,10 +41,10 @@ def spinal_trace(
     prompts: "str | os.PathLike[str] | Iterable[Any] | PromptFile",
     *,
     positions: str = "last",
-    window: tuple[float, float] | str = (0.02, 0.2),
+    window: tuple[float, float] | str | None = None,
     lens: "str | os.PathLike[str] | TunedLens" = "logit",
     preset: str = "robust",
-    lens_positions: int = 4,
+    lens_positions: int | None = None,
     max_tokens: int = 128,
     temperature: float = 1.0,
     stack: str | int = "all",
@@ -73,14 +73,14 @@ def spinal_trace(
 
     prompts: file, rows, or PromptFile. Cut from the left to `max_tokens`, then repeated ones are dropped, counted.
     window: the ranks, as shares of the number r of singular values, or "auto" (`auto_window`, a layer at a time: such a
-        trace is compared with no other). preset: "robust", or "paper_guess" (a reading of a summary of the paper, not a
-        reproduction: ranks .1 r to .9 r, last token alone); it sets window and lens_positions that are left alone.
+        trace is compared with no other). lens_positions: positions inside a prompt that are read beside the last and
+        reported apart. None: what the preset says. preset: "robust" (ranks .02 r to .2 r, 4 positions), or
+        "paper_guess" (.1 r to .9 r, the last token alone: a reading of a summary of the paper, not a reproduction).
     estimator: of alpha, see fit_power_law. center, row_scale ("rms", "l2"): of the rows before their spectrum.
     bias: "half_sample" adds alpha_corrected, refused under 4 independent rows a column. drop_top: adds
         alpha_without_top, without so many columns of largest variance, and the gate "outliers". stack: adds
         alpha_stacked, the mean over disjoint stacks of so many rows with its interval. All three beside alpha.
-    lens_positions: positions inside a prompt that are
-        read beside the last and reported apart. groups: of the delete-group jackknife.
+    groups: of the delete-group jackknife.
     lens: "logit", or a tuned lens (or its folder, see `train_lens`), which must be of this model unless `shared_lens`.
     positions, vocabulary: their defaults only.
     template, eos: how text becomes ids, see TextPolicy; a prompt never gets an end of sequence.

@@ -14,14 +14,15 @@ from .manifest import model_facts, model_identity
 from .spinal import SpinalTrace, compare_spinal, spinal_trace
 from .spinal_compare import CONTROLS, DEFAULT_CONTROLS, NOISE_SEEDS, SpinalComparison
 from .spinal_contrast import terminal_window
-from .spinal_score import GRADIENTS
+from .spinal_score import GRADIENTS, OF_PAIRS
 from .spinal_settings import require_at_least
 
 if TYPE_CHECKING:
     from ..probes.subject import Subject
     from .spinal_reading import Progress
 
-NO_PAIRS = ("weight_share", "transport_share")
+# known by their fingerprints, and by the seeds that are there: neither a spelling nor more seeds make another run
+NOT_IDENTITY = ("control_checkpoints", "noise_seeds")
 Stage = Callable[[str], Path | None]  # name of a stage -> folder of its shards; None without a run directory
 
 
@@ -52,6 +53,10 @@ class SpinalSettings:
                 raise InputError(
                     f"--control {name}=...: a name is letters, digits and _, and none of {', '.join(CONTROLS)}"
                 )
+
+    def answered(self, before: Mapping[str, Any]) -> bool:
+        """Whether a finished run with these settings has as many seeds of noise as are asked for."""
+        return "noise" not in self.controls or before.get("noise_seeds") == self.noise_seeds
 
     def facts(self) -> dict[str, Any]:
         """For the manifest."""
@@ -150,7 +155,7 @@ def spinal_comparison(
         },
         noise_seeds=settings.noise_seeds,
         gradient=settings.gradient,
-        pairs=pairs if settings.gradient not in NO_PAIRS else None,
+        pairs=pairs if settings.gradient in OF_PAIRS else None,
         prompts=prompts,
         seed=seed,
         shards=stage("spinal"),

@@ -16,9 +16,10 @@ from .spinal_controls import ALARM, HalvesControl, halves_control
 from .spinal_distance import base_distance, same_head
 from .spinal_effects import effects, over_blocks
 from .spinal_estimates import comparison_estimates
+from .spinal_noise import noise_control
 from .spinal_nulls import Control, controls_table, trained_controls
 from .spinal_reading import Folder, Progress
-from .spinal_retrace import Prompts, noise_control, template_control
+from .spinal_retrace import Prompts, template_control
 from .spinal_score import block_norms_of, detected_estimates, detected_window, require_score_settings, score_of
 from .spinal_settings import require_at_least
 from .spinal_trace import SpinalTrace, bootstrap_means
@@ -206,7 +207,8 @@ def compare_spinal(
     if "template" in controls:
         others.append(template_control(base, aligned, subjects, prompts, shards=shards, progress=progress))
     if "noise" in controls and not identical:
-        others.append(noise_control(base, subjects, seeds=noise_seeds, seed=seed, shards=shards, progress=progress))
+        noise: dict[str, Any] = {"seeds": noise_seeds, "seed": seed, "shards": shards, "progress": progress}
+        others.append(noise_control(base, subjects, window, **noise))
     means = found.means | {
         "base_distance_terminal": None if distance is None else over_blocks(distance, window),
         "base_distance_terminal_residual": None if residual is None else over_blocks(residual, window),

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from ..errors import InputError
 from .spinal_effects import ALPHA, HEADLINES, Blocks, Effects, Interval, effects
@@ -26,11 +26,13 @@ COLUMNS = ("control", "kind", "quantity", "unit", "effect", "control_effect", "n
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Control:
-    """Traces of one control, all of the base's prompts: one, or of noise one a seed."""
+    """One control on the base's prompts: its trace; of noise, a seed a time, what is left of a trace: its effects."""
 
     name: str
     kind: Kind
     traces: tuple[SpinalTrace, ...] = ()
+    effects: tuple[Effects, ...] = ()  # noisy minus base, over the window of the contrast
+    kept: Bool[np.ndarray, "N"] | None = None  # prompts that `effects` rest on
     reason: str | None = None  # why there is no trace
 
 
@@ -65,14 +67,14 @@ def _rows(
     base: SpinalTrace, aligned: SpinalTrace, control: Control, window: Blocks, seed: int
 ) -> list[dict[str, object]]:
     kept = base.kept & aligned.kept
-    for trace in control.traces:
-        kept = kept & trace.kept
+    for one in (*(trace.kept for trace in control.traces), *([] if control.kept is None else [control.kept])):
+        kept = kept & one
     b, a, *c = (
         trace if (trace.kept == kept).all() else trace.restricted(kept) for trace in (base, aligned, *control.traces)
     )
     clusters = b.clusters
     of_aligned = effects(b, a, window)
-    of_control = [effects(b, trace, window) for trace in c]
+    of_control = [*control.effects, *(effects(b, trace, window) for trace in c)]
     between = [effects(trace, a, window) for trace in c] if control.kind == "trained" else []
     refused = next((found.no_exponents for found in (of_aligned, *of_control) if found.no_exponents), None)
     rows = []

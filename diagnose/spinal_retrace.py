@@ -1,6 +1,6 @@
-"""The base read again, a little otherwise: under a chat template, or with random weights added. Controls of a contrast.
+"""The base read again, a little otherwise: under a chat template. A control of a contrast; nothing was trained.
 
-Neither was trained. What they show, the template or any change of this size shows.
+What it shows, the template shows. The base with random weights added: `spinal_noise`.
 """
 
 import os
@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Bool
 
 from ..errors import InputError
-from ..probes.block_noise import NoiseLostError, changed_blocks, noisy_blocks
 from ..probes.encoding import Encoder, TextPolicy
 from ..probes.inputs import PromptFile, read_prompts
 from .spinal_distance import TUNED
@@ -26,39 +25,6 @@ if TYPE_CHECKING:
     from ..probes.subject import Subject
 
 Prompts = str | os.PathLike[str] | Iterable[Any] | PromptFile
-
-
-def noise_control(
-    trace: SpinalTrace,
-    subjects: "tuple[Subject, Subject] | None",
-    *,
-    seeds: int,
-    seed: int,
-    shards: Folder | None = None,
-    progress: Progress | None = None,
-) -> Control:
-    """The base with Gaussian noise on every matrix that training changed, as large as that change; a trace a seed."""
-    if subjects is None or trace.settings["lens"] != "logit":
-        return Control(name="noise", kind="noise", reason="models not given" if subjects is None else TUNED)
-    base, aligned = subjects
-    try:
-        norms = changed_blocks(base, aligned)
-    except InputError as error:
-        return Control(name="noise", kind="noise", reason=str(error))
-    if not norms:
-        return Control(name="noise", kind="noise", reason="no matrix of a block changed: there is no size to match")
-    traces = []
-    for number in range(seeds):
-        folder = _sub(shards, f"noise_{number}")
-        try:
-            with noisy_blocks(base, norms, seed=[seed, 7, number]) as noisy:
-                found = _again(trace, noisy, f"noise seed {number}", trace.kept, folder, progress)
-        except NoiseLostError as error:
-            found = str(error)
-        if isinstance(found, str):
-            return Control(name="noise", kind="noise", reason=found)
-        traces.append(found)
-    return Control(name="noise", kind="noise", traces=tuple(traces))
 
 
 def template_control(
@@ -110,11 +76,11 @@ def template_control(
         return without(f"{int(uncut.sum())} prompts are shorter than max_tokens; {MIN_CLUSTERS} are needed")
     templated = [whole[p.digest] if left else p for p, left in zip(trace.prompts, uncut, strict=True)]
     found = replace(trace, prompts=tuple(templated), settings=trace.settings | {"text": encoder.facts()})
-    again = _again(found, base, "chat template", uncut, _sub(shards, "template"), progress)
+    again = read_again(found, base, "chat template", uncut, subfolder(shards, "template"), progress)
     return without(again) if isinstance(again, str) else Control(name="template", kind="template", traces=(again,))
 
 
-def _again(
+def read_again(
     trace: SpinalTrace,
     subject: "Subject",
     what: str,
@@ -145,5 +111,5 @@ def _again(
     return analyse(model, trace.prompts, readings, left, settings, trace.counts)
 
 
-def _sub(shards: Folder | None, name: str) -> Path | None:
+def subfolder(shards: Folder | None, name: str) -> Path | None:
     return None if shards is None else opened(Path(shards) / name)

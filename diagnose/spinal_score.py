@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from ..probes.subject import Subject
 
 GRADIENTS = ("weight_share", "gradient", "residual", "lens_local", "transport_share")
-SCORE_NAMES = tuple(f"score_{name}" for name in LABELS if not name.startswith("scale_"))
+OF_PAIRS = ("gradient", *PLACES[1:])  # those that are measured on preference pairs
+SCORE_NAMES = tuple(
+    f"score_{name}" for name in LABELS if name != "efficiency" and not name.startswith("scale_")
+)  # not the difference of efficiencies: it is `d_efficiency_terminal`, and stands in the table `components`
 DETECTED_NAMES = ("detected_overlap", "detected_alpha", "detected_transport")
 
 
@@ -50,7 +53,7 @@ def require_score_settings(weights: Sequence[float], gradient: str, pairs: Any) 
         raise InputError(f"weights={tuple(weights)}: three that add to 1 are expected, of Delta, S_coh and G")
     if gradient not in GRADIENTS:
         raise InputError(f"gradient={gradient!r}: expected one of {', '.join(GRADIENTS)}")
-    if gradient in ("gradient", *PLACES[1:]) and pairs is None:
+    if gradient in OF_PAIRS and pairs is None:
         raise InputError(f"gradient={gradient!r} needs preference pairs: give pairs=")
 
 
@@ -140,7 +143,7 @@ def score_of(
         n_pairs=norms.n_pairs,
         **count,
     )
-    return found, {f"score_{name}": estimate for name, estimate in estimates.items()}
+    return found, {key: estimate for name, estimate in estimates.items() if (key := f"score_{name}") in SCORE_NAMES}
 
 
 def _exponents(base: SpinalTrace, aligned: SpinalTrace) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

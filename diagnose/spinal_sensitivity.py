@@ -4,6 +4,7 @@ Columns of a trace's table of layers, only where they were asked for.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,15 @@ from .spinal_options import SpectrumOptions, exponents_with
 from .spinal_spectra import RowSpectrum, group_labels
 
 MAX_OUTLIERS = 0.10  # relative change of an exponent by leaving outlier dimensions out, above which the gate fails
-Interval = tuple[float, float, float]
+
+
+class Stacked(NamedTuple):
+    """Mean exponent over stacks with its interval, NaN where there is none, and how many stacks have an exponent."""
+
+    value: float
+    low: float
+    high: float
+    n: int
 
 
 def without_outliers(rows: Float[np.ndarray, "N d"], first: int, last: int, options: SpectrumOptions) -> float:
@@ -50,13 +59,13 @@ def corrected(
     return (math.nan if fit.exponent is None else fit.exponent), fit.reason
 
 
-def stacked(rows: Float[np.ndarray, "N d"], window: RankWindow, options: SpectrumOptions) -> Interval:
+def stacked(rows: Float[np.ndarray, "N d"], window: RankWindow, options: SpectrumOptions) -> Stacked:
     """Mean exponent over disjoint stacks of `stack` rows, and its t interval over stacks; NaN without two stacks.
 
     Rows stand in the order of a hash of their text, so that a stack is a random sample. [reconstructed]
     """
     if options.stack is None:
-        return math.nan, math.nan, math.nan
+        return Stacked(math.nan, math.nan, math.nan, 0)
     stacks = [rows[start : start + options.stack] for start in range(0, len(rows) - options.stack + 1, options.stack)]
     fits = [
         fit_power_law(
@@ -68,9 +77,10 @@ def stacked(rows: Float[np.ndarray, "N d"], window: RankWindow, options: Spectru
     ]
     found = np.array([alpha for alpha in fits if alpha is not None])
     if len(found) < 2:
-        return math.nan, math.nan, math.nan
+        return Stacked(math.nan, math.nan, math.nan, len(found))
     reach = float(stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / math.sqrt(len(found)))
-    return float(found.mean()), float(found.mean()) - reach, float(found.mean()) + reach
+    mean = float(found.mean())
+    return Stacked(mean, mean - reach, mean + reach, len(found))
 
 
 def add_options(
@@ -103,5 +113,6 @@ def add_options(
         layers["alpha_corrected"], layers["alpha_corrected_reason"] = [p[0] for p in pairs], [p[1] for p in pairs]
     if options.stack is not None:
         found = [stacked(rows[layer], window, options) for layer in range(len(layers))]
-        for name, column in zip(("", "_low", "_high"), zip(*found, strict=True), strict=True):
-            layers[f"alpha_stacked{name}"] = list(column)
+        columns = ("alpha_stacked", "alpha_stacked_low", "alpha_stacked_high", "n_stacks")
+        for name, column in zip(columns, zip(*found, strict=True), strict=True):
+            layers[name] = list(column)

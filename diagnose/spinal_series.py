@@ -23,6 +23,7 @@ from .changepoints import ALARM_AT, BURN_IN, DRIFT, Break, Cusum, Onset, breakpo
 from .report import Estimate
 from .spinal_contrast import MIN_TESTED, terminal_window
 from .spinal_controls import ALARM
+from .spinal_estimates import ours
 from .spinal_series_estimates import earliest, series_estimates
 from .spinal_series_rules import HELD_OUT, AgainstBest, Alarm, HeldOut, against_best, cusum_alarms, plain_alarms
 from .spinal_series_signals import (
@@ -108,7 +109,7 @@ def spinal_series(
     terminal: str | tuple[int, int] | list[int] = "last_third",
     distances: SeriesDistances | None = None,
     held_out: HeldOut | None = None,
-    noise: Mapping[str, float | int] | None = None,
+    noise: Mapping[str, float | int | Estimate] | None = None,
     seed: int = 0,
 ) -> SpinalSeries:
     """Follow the signals of SPINAL over the saves of one run; the first trace is the start (step 0).
@@ -116,7 +117,8 @@ def spinal_series(
     steps: training step of every trace, strictly increasing. terminal: the blocks W, as in `compare_spinal`.
     distances: of read-outs to the start and to the previous save; without: D and v are null, "models not given".
     held_out: values of all saves on the same pairs, for the rules on ranking accuracy and DPO loss.
-    noise: size of the noise control's change by quantity (alpha, transport, entropy, ...), printed beside the onset.
+    noise: size of the noise control's change by quantity (alpha, transport, entropy, ...), printed beside the onset;
+        as `Estimate`s (`noise_sizes`) they become estimates of the section, `noise_*`.
     Raises InputError where steps are not as many increasing numbers, traces cannot be compared (same prompts, settings,
     depth, dtype), or an array has another shape. Definitions: arXiv 2601.06238; onset and rules: ours.
     """
@@ -162,7 +164,8 @@ def spinal_series(
             held_out=held,
             steps=at,
             count=count,
-        ),
+        )
+        | {f"noise_{name}": ours(size) for name, size in (noise or {}).items() if isinstance(size, Estimate)},
         settings={
             **{name: value for name, value in traces[0].settings.items() if name != "key"},
             "window": list(traces[0].settings["window"]),
@@ -197,11 +200,11 @@ def _checked_steps(steps: Sequence[Any] | np.ndarray, n: int) -> Float[np.ndarra
     return np.array(steps, dtype=np.float64)
 
 
-def _checked_noise(noise: Mapping[str, float | int] | None) -> dict[str, float]:
+def _checked_noise(noise: Mapping[str, float | int | Estimate] | None) -> dict[str, float | None]:
     for name in noise or {}:
         if name not in NAMES.values():
             raise InputError(f"noise: {name!r} is no quantity of the series; it has: {', '.join(NAMES.values())}")
-    return {name: float(size) for name, size in (noise or {}).items()}
+    return {name: size.value if isinstance(size, Estimate) else float(size) for name, size in (noise or {}).items()}
 
 
 def _held_out(held_out: HeldOut | None, n_saves: int, seed: int) -> dict[str, AgainstBest]:

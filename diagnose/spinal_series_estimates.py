@@ -10,7 +10,7 @@ from jaxtyping import Float
 from .changepoints import ALARM_AT, MIN_INCREMENTS, Break, Cusum, Onset, false_alarms
 from .report import Estimate, finite
 from .spinal_estimates import BOOTSTRAP, FEW_CLUSTERS, estimate, ours
-from .spinal_series_rules import WORDS, AgainstBest, Alarm
+from .spinal_series_rules import EARLIER, RULES, WORDS, AgainstBest, Alarm
 from .spinal_series_signals import FLIPPED, NAMES, UNITS, WATCHED
 from .spinal_trace import SAMPLING_ONLY
 from .statistics import estimate_from
@@ -24,7 +24,8 @@ SERIES_NAMES = (  # that the estimates of the section can have
     *("onset", *(f"onset_{NAMES[letter]}" for letter in (*FLIPPED, "A"))),
     *(f"break_{NAMES[letter]}" for letter in ("T", "H")),
     *(f"cusum_{NAMES[letter]}" for letter in WATCHED),
-    *("false_alarm_rate", "first_alarm", *HELD_OUT_NAMES.values()),
+    *("false_alarm_rate", "first_alarm", "n_alarms", *(f"n_alarms_{rule}" for rule in RULES), "n_onsets"),
+    *HELD_OUT_NAMES.values(),
 )
 
 
@@ -55,6 +56,7 @@ def series_estimates(
         method=f"CUSUM of 4 signals and the plain rules; {len(alarms)} fired",
         reason=None if alarms else "no rule fired",
     )
+    found |= _counts(onsets, alarms, _unread(trajectory, cusums, held_out, len(steps)), len(steps))
     found |= {name: _held_out(name, key, against, alarms, steps) for name, key, against in _named(held_out)}
     return {name: ours(number) for name, number in found.items()}
 
@@ -157,6 +159,53 @@ def _false_alarms(n: int) -> Estimate:
         method="simulated: independent normal increments without an error of their own; Wilson's interval",
         reason=None if known else few if n < MIN_INCREMENTS else f"not simulated for {n} increments",
     )
+
+
+def _unread(
+    trajectory: pd.DataFrame, cusums: Mapping[str, Cusum | str], held_out: Mapping[str, AgainstBest], n_saves: int
+) -> dict[str, str]:
+    """Rule -> why it could not be read, so that its silence is no answer."""
+    missing = {letter: rows.value.isna().all() for letter, rows in trajectory.groupby("signal")}
+    reasons = [sums if isinstance(sums, str) else sums.reason for sums in cusums.values()]
+    found = {}
+    if all(reasons):
+        found["cusum"] = str(reasons[0])
+    if missing["v"] or n_saves < 2 + EARLIER:
+        found["speed"] = "no distances" if missing["v"] else f"under {1 + EARLIER} saves after the start"
+    if "ranking_accuracy" not in held_out or missing["D"]:
+        found["accuracy_falls"] = "no distances" if missing["D"] else "no held-out pairs"
+    if "dpo_loss" not in held_out:
+        found["loss_above_best"] = "no held-out pairs"
+    return found
+
+
+def _counts(
+    onsets: Mapping[str, Onset], alarms: Sequence[Alarm], unread: Mapping[str, str], n_saves: int
+) -> dict[str, Estimate]:
+    """Numbers that are always there, for gates: 0 also where a rule could not be read, which `method` then says."""
+
+    def count(label: str, value: int, method: str) -> Estimate:
+        return Estimate(label=label, value=value, level=None, n=n_saves, method=method)
+
+    silent = "; ".join(f"{rule} could not be read: {reason}" for rule, reason in unread.items())
+    found = {
+        "n_alarms": count(
+            "rules for a broken run that fired, of all kinds",
+            len(alarms),
+            f"exact count, a rule and signal once{f'; {silent}' if silent else ''}",
+        )
+    }
+    for rule in RULES:
+        fired = sum(alarm.rule == rule for alarm in alarms)
+        method = f"exact count; it could not be read: {unread[rule]}" if rule in unread else "exact count"
+        found[f"n_alarms_{rule}"] = count(f"times that the rule {rule} fired", fired, method)
+    untested = [NAMES[letter] for letter, answer in onsets.items() if answer.answer == "not tested"]
+    found["n_onsets"] = count(
+        "signals that had clearly changed at two saves in a row",
+        sum(answer.seen for answer in onsets.values()),
+        f"exact count, of {len(onsets)} signals{'; not tested: ' + ', '.join(untested) if untested else ''}",
+    )
+    return found
 
 
 def _named(held_out: Mapping[str, AgainstBest]) -> list[tuple[str, str, AgainstBest]]:

@@ -16,6 +16,7 @@ from .statistics import BootstrapMeans, cluster_bootstrap
 TIMES_MEDIAN, EARLIER = 5.0, 3  # a median of fewer than 3 earlier speeds is no pace
 SHARE_OF_START = 0.5
 HELD_OUT = ("ranking_accuracy", "dpo_loss")
+RULES = ("cusum", "speed", "entropy_halved", "accuracy_falls", "loss_above_best")
 DRAWS = 2_000  # of the bootstrap over held-out pairs
 WORDS = {
     "A": "contraction (the spectrum's exponent)", "T": "transport a step", "H": "the entropy of the read-out",
@@ -39,7 +40,7 @@ class HeldOut:
 class Alarm:
     """A rule that fired, at which step first, and at which later ones too."""
 
-    rule: str  # cusum, speed, entropy_halved, accuracy_falls, loss_above_best
+    rule: str  # of RULES
     signal: str  # letter of the series, or name of the held-out value
     step: float
     later: tuple[float, ...] = ()

@@ -46,10 +46,11 @@ def series_section(series: "SpinalSeries") -> SectionResult:
 
 
 def series_summary(series: "SpinalSeries") -> str:
-    """One to three sentences: what began when, and what broke when."""
+    """One to three sentences: what began when, what noise alone moves where that is known, and what broke when."""
     first, last = series.steps[0], series.steps[-1]
     where = f"Over {len(series.steps)} saves (steps {first:g} to {last:g}) on {series.counts['prompts']} prompts"
-    return f"{where}, {_began(series)}. {_broke(series)}"
+    noise = f" {_beside(series)}" if series.settings["noise_control"] else ""
+    return f"{where}, {_began(series)}.{noise} {_broke(series)}"
 
 
 def _began(series: "SpinalSeries") -> str:
@@ -121,17 +122,36 @@ def _judged(series: "SpinalSeries") -> bool:
 
 
 def _onset_finding(series: "SpinalSeries") -> Finding:
-    sized = series.settings["noise_control"]
-    beside = (
-        "Noise of the weights alone moves: " + ", ".join(f"{name} by {size:.3g}" for name, size in sized.items()) + "."
-        if sized
-        else "Weight noise of the same size may move these signals too."
-    )
     began = _began(series)
+    sizes = [name for name in series.estimates if name.startswith("noise_")]
     return Finding(
         severity="notice" if series.onset.seen else "info",
         section="series",
-        sentence=f"{began[0].upper()}{began[1:]}. {beside}",
-        rests_on=["series.onset", *(f"series.onset_{NAMES[letter]}" for letter in series.onsets)],
+        sentence=f"{began[0].upper()}{began[1:]}. {_beside(series)}",
+        rests_on=[
+            "series.onset",
+            *(f"series.onset_{NAMES[letter]}" for letter in series.onsets),
+            *(f"series.{name}" for name in sizes),
+        ],
         next_step=AUDIT_WANTED if series.onset.seen else "",
     )
+
+
+def _beside(series: "SpinalSeries") -> str:
+    """What noise of the weights alone moves, beside what the last save did; that it may, where it was not asked for."""
+    sized = series.settings["noise_control"]
+    if not sized:
+        return "Weight noise of the same size may move these signals too."
+    parts = [_noise(series, name, size) for name, size in sized.items() if size is not None]
+    if not parts:
+        reason = series.estimates[f"noise_{next(iter(sized))}"].reason
+        return f"What noise of the weights alone moves is not known: {reason}."
+    return f"Noise of the weights alone moves: {', '.join(parts)}."
+
+
+def _noise(series: "SpinalSeries", name: str, size: float) -> str:
+    found = series.estimates.get(f"noise_{name}")
+    if found is None:
+        return f"{name} by {size:.3g}"
+    last = (series.estimates.get(f"d_{name}") or series.estimates[name]).value
+    return f"{name} by {found}" + ("" if last is None else f" (the last save: {last:.3g})")

@@ -9,13 +9,13 @@ from ..probes.encoding import TextPolicy
 from ..probes.inputs import check_invalid, read_prompts
 from ..probes.policy import load_policy_and_reference
 from ..probes.rendering import template_file_hash
-from ..probes.tuned_lens import TunedLens
+from .lens_choice import opened_lens
 from .manifest import data_facts, model_facts, model_identity, package_versions
 from .naming import short_name
 from .report import Manifest, Report
 from .run_directory import RunDirectory
 from .spinal import spinal_trace
-from .spinal_settings import check_trace_settings, require_at_least
+from .spinal_settings import check_trace_settings, preset_values, require_at_least
 
 if TYPE_CHECKING:
     from .audit import Progress
@@ -40,17 +40,20 @@ def trace_run(
 ) -> Report:
     """Trace one checkpoint into the run directory `out` (resumable) and return its report.
 
-    options: further keywords of `spinal_trace` (preset, window, estimator, lens, ...), checked before a model is read.
+    options: further keywords of `spinal_trace` (preset, window, estimator, lens, ...), checked before a model is read;
+        a lens before anything is written.
     """
-    options = dict(options or {})
     defaults = {name: keyword.default for name, keyword in inspect.signature(spinal_trace).parameters.items()}
+    options = {name: defaults[name] for name in ("preset", "window", "lens_positions")} | dict(options or {})
     check_trace_settings(defaults | options)
+    options |= preset_values(options["preset"], window=options["window"], lens_positions=options["lens_positions"])
     TextPolicy(template, eos)  # refused before a model is read
     template_sha256 = template_file_hash(template)
     require_at_least(max_tokens=(max_tokens, 1))
     file = read_prompts(prompts)
     check_invalid(file, max_invalid)
     subject, _ = load_policy_and_reference(checkpoint, None, base=base, dtype=dtype, device=device)
+    lens = opened_lens(options.get("lens", "logit"), subject, shared=options.get("shared_lens", False))
     settings = {
         "template": template,
         "template_sha256": template_sha256,
@@ -60,8 +63,10 @@ def trace_run(
         "dtype": subject.dtype,
         **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
     }
-    if (lens := options.get("lens", "logit")) != "logit":
-        settings["lens_fingerprint"] = TunedLens.load(lens).fingerprint
+    if lens is not None:
+        named = options["lens"]
+        settings["lens"] = os.fspath(named) if isinstance(named, str | os.PathLike) else "tuned"
+        options["lens"], settings["lens_fingerprint"] = lens, lens.fingerprint
     run = RunDirectory(
         out,
         {
@@ -70,7 +75,7 @@ def trace_run(
             "seed": seed,
             "models": {"policy": model_identity(subject)},
             "data": {"prompts": file.sha256},
-            "settings": settings,
+            "settings": {name: value for name, value in settings.items() if name != "lens"},  # by its fingerprint
         },
     )
     if run.finished:

@@ -289,9 +289,11 @@ def _parse_prompt(row: dict[str, Any] | str, number: int, column: str) -> Prompt
     return Prompt(row=number, text=text, prompt_id=None if given in (None, "") else str(given))
 
 
-def prompts_or_distinct(prompts: Any, pairs: PairFile, seed: int, max_invalid: float) -> PromptFile:
+def prompts_or_distinct(prompts: Any, pairs: PairFile | None, seed: int, max_invalid: float) -> PromptFile:
     """The prompts given, checked; without any the distinct prompts of the pairs, at most 512."""
     if prompts is None:
+        if pairs is None:
+            raise InputError("no prompts: give prompts, or pairs that they are taken from")
         return distinct_prompts(pairs, seed=seed)
     file = prompts if isinstance(prompts, PromptFile) else read_prompts(prompts)
     check_invalid(file, max_invalid)

@@ -1,8 +1,11 @@
 """Traces of made-up saves: readings drawn once, then changed save by save, so that what a series finds is known."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+from safetensors.torch import load_file, save_file
 
 from alignscope.diagnose.spinal_reading import Readings, TracedPrompt, layer_pairs
 from alignscope.diagnose.spinal_series import SeriesDistances
@@ -56,3 +59,13 @@ def distances(sizes: list[float], n: int = PROMPTS) -> SeriesDistances:
     to_first = np.array(sizes)[:, None, None] * spread
     to_previous = np.abs(np.diff(sizes, prepend=0.0))[:, None, None] * spread
     return SeriesDistances(to_first=to_first, to_previous=to_previous)
+
+
+def scaled_saves(base: Path, folder: Path, factors: dict[int, float]) -> Path:
+    """The folder with saves `checkpoint-STEP` of a model, whose matrices are the factor times those of the base."""
+    for step, factor in factors.items():
+        save = folder / f"checkpoint-{step}"
+        shutil.copytree(base, save)
+        weights = {k: v * (factor if v.ndim == 2 else 1) for k, v in load_file(save / "model.safetensors").items()}
+        save_file(weights, save / "model.safetensors", metadata={"format": "pt"})
+    return folder

@@ -71,6 +71,14 @@ def test_spinal_sections_have_the_names_they_declare():
     assert set(traces[0].section().section.estimates) == set(TRACE_NAMES)
 
 
+def test_the_difference_of_efficiencies_has_one_interval_in_a_report():
+    base, aligned = (spinal_trace(tiny_subject(changed=changed, scale=1.2), letters(50)) for changed in (None, 5))
+    found = compare_spinal(base, aligned, controls=())
+    assert "score_efficiency" not in found.estimates
+    part = found.components.set_index("part").loc["efficiency"]
+    assert part.value == pytest.approx(found.estimates["d_efficiency_terminal"].value)
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_the_doctor_s_checks_have_the_names_it_declares(zoo, tmp_path):
     llama = load(zoo["llama"])

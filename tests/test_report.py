@@ -57,6 +57,14 @@ def test_round_trip_keeps_everything(tmp_path):
     assert Report.load(tmp_path / "run" / "report.json") == report
 
 
+def test_a_report_that_is_being_written_over_is_not_there(tmp_path, monkeypatch):
+    sample().save(tmp_path)
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", None)
+    with pytest.raises(TypeError):
+        sample().save(tmp_path)
+    assert not (tmp_path / "report.json").exists()
+
+
 def test_findings_come_worst_first():
     assert [f.severity for f in sample().findings] == ["alarm", "info"]
 

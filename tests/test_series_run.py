@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
+from series_samples import scaled_saves
 
 from alignscope import InputError, Report
 from alignscope.dashboards.figures import report_figures
@@ -25,13 +26,7 @@ PAIRS = [
 @pytest.fixture(scope="module")
 def ladder(zoo, tmp_path_factory) -> Path:
     """A run folder with three saves whose matrices grow, written out of order."""
-    folder = tmp_path_factory.mktemp("ladder")
-    for step, factor in ((200, 1.06), (50, 1.01), (100, 1.03)):
-        save = folder / f"checkpoint-{step}"
-        shutil.copytree(zoo["llama"], save)
-        weights = {k: v * (factor if v.ndim == 2 else 1) for k, v in load_file(save / "model.safetensors").items()}
-        save_file(weights, save / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    return scaled_saves(zoo["llama"], tmp_path_factory.mktemp("ladder"), {200: 1.06, 50: 1.01, 100: 1.03})
 
 
 @pytest.fixture(scope="module")
@@ -195,5 +190,5 @@ def test_saves_that_cannot_be_ordered_are_refused(tmp_path, names, steps, messag
 def test_rewards_need_a_reward_model(ladder, zoo, tmp_path):
     with pytest.raises(InputError, match="--only rewards: the explicit reward is missing"):
         series([ladder], zoo["llama"], PAIRS, out=tmp_path / "run", only="rewards")
-    with pytest.raises(InputError, match="--only weights: no such section"):
-        series([ladder], zoo["llama"], PAIRS, out=tmp_path / "run", only="weights")
+    with pytest.raises(InputError, match="--only profiles: no such section"):
+        series([ladder], zoo["llama"], PAIRS, out=tmp_path / "run", only="profiles")

@@ -1,5 +1,8 @@
 """A contrast beside its controls: checkpoints trained otherwise, the template, and noise as large as the update."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from spinal_models import letters, tiny_subject
@@ -7,8 +10,12 @@ from tiny_tokenizer import tiny_tokenizer
 
 import alignscope
 from alignscope import InputError, compare_spinal, spinal_trace
+from alignscope.diagnose import spinal_retrace
 from alignscope.diagnose.spinal_effects import effects
+from alignscope.diagnose.spinal_noise import of_noise
 from alignscope.diagnose.spinal_nulls import Control, compared, controls_table
+from alignscope.diagnose.spinal_reading import read_prompts_of
+from alignscope.probes.block_noise import changed_blocks, noisy_blocks
 
 PROMPTS = letters(90)
 TEMPLATE = "{% for m in messages %}{{ 'abc ' + m['content'] + ' ' }}{% endfor %}{{ 'xyz' }}"
@@ -81,14 +88,71 @@ def test_noise_has_the_p_of_its_seeds_and_leaves_the_base_as_it_was(subjects, tr
     before = {name: tensor.clone() for name, tensor in subjects[0].model.state_dict().items()}
     found = compare_spinal(*traces, subjects=subjects, controls=("noise",), noise_seeds=4)
     control = found.controls["noise"]
-    assert len({trace.model.fingerprint for trace in control.traces}) == 4
     line = row(found.control_effects, "noise")
-    sizes = [effects(traces[0], trace, (4, 6)).means["d_transport_terminal"].mean() for trace in control.traces]
+    sizes = [one.means["d_transport_terminal"].mean() for one in control.effects]
+    assert len(set(sizes)) == 4
     assert abs(line.control_effect) == pytest.approx(np.abs(sizes).max())
     assert line.p == pytest.approx((1 + (np.abs(sizes) >= abs(line.effect)).sum()) / 5)
     assert np.isnan(line.net)
     after = subjects[0].model.state_dict()
     assert all((after[name] == before[name]).all() for name in before)
+
+
+def test_the_effects_of_noise_are_those_of_a_trace_of_the_noisy_model(subjects, traces):
+    (found,) = compare_spinal(*traces, subjects=subjects, controls=("noise",), noise_seeds=1).controls["noise"].effects
+    with noisy_blocks(subjects[0], changed_blocks(*subjects), seed=[0, 7, 0]) as noisy:
+        expected = effects(traces[0], spinal_trace(noisy, PROMPTS), (4, 6))
+    for name, values in expected.means.items():
+        assert np.allclose(found.means[name], values, atol=1e-6)
+    assert np.allclose(found.exponents[""].value[1:], expected.exponents[""].value[1:], atol=1e-6)
+
+
+def test_one_noisy_trace_is_held_at_a_time(subjects, traces, monkeypatch):
+    """Rows, spectra and tables of a seed are gone when the next one is read."""
+    alive = []
+
+    def measure(start, again, noisy):
+        alive.extend(map(weakref.ref, (again.readings.rows, again.spectra, again.jackknife_spectra, again.layers)))
+        return again.model.fingerprint
+
+    def read(*arguments, **options):
+        gc.collect()
+        assert [ref() for ref in alive] == [None] * len(alive)
+        return read_prompts_of(*arguments, **options)
+
+    monkeypatch.setattr(spinal_retrace, "read_prompts_of", read)
+    assert len(set(of_noise(traces[0], subjects, measure, seeds=4, seed=0))) == 4
+    assert len(alive) == 16
+
+
+def test_what_is_kept_of_a_seed_is_small_beside_its_rows(subjects, traces):
+    control = compare_spinal(*traces, subjects=subjects, controls=("noise",), noise_seeds=2).controls["noise"]
+    held = [*control.effects[0].means.values()]
+    for contrast in control.effects[0].exponents.values():
+        held += [contrast.value, contrast.groups]
+    size = sum(array.nbytes if array.base is None else array.base.nbytes for array in held if array is not None)
+    assert 0 < size < 0.1 * traces[0].readings.rows.nbytes
+    assert control.traces == ()
+
+
+def test_a_prompt_that_noise_makes_infinite_leaves_every_seed(subjects, traces, monkeypatch):
+    """Seed 1 loses prompt 3: seeds before and after it are measured on the rest."""
+    spoilt = []
+
+    def reading(subject, prompts, **options):
+        found = read_prompts_of(subject, prompts, **options)
+        if subject.name.endswith("(noise 1)"):
+            spoilt.append(subject.name)
+            found.rows[2, 3] = np.inf
+        return found
+
+    monkeypatch.setattr(spinal_retrace, "read_prompts_of", reading)
+    found = compare_spinal(*traces, subjects=subjects, controls=("noise",), noise_seeds=3)
+    control = found.controls["noise"]
+    assert control.kept.tolist() == [i != 3 for i in range(90)]
+    assert [len(one.means["d_entropy_terminal"]) for one in control.effects] == [89] * 3
+    assert row(found.control_effects, "noise").n == 89
+    assert len(spoilt) == 2
 
 
 def test_noise_larger_than_the_effect_is_said_to_hold_it(traces, halfway):

@@ -127,12 +127,20 @@ def test_the_correction_takes_away_what_halving_the_rows_adds():
 def test_stacks_are_averaged_with_their_spread():
     random = np.random.default_rng(0)
     rows = random.normal(size=(256, 100)) * np.arange(1, 101) ** -0.5
-    value, low, high = stacked(rows, (0.02, 0.2), SpectrumOptions(stack=64))
+    value, low, high, n = stacked(rows, (0.02, 0.2), SpectrumOptions(stack=64))
     each = [fit_power_law(RowSpectrum(rows[i : i + 64]).values()).exponent for i in range(0, 256, 64)]
     assert value == pytest.approx(np.mean(each))
     assert high - value == pytest.approx(3.182446 * np.std(each, ddof=1) / 2)
     assert low < value
-    assert math.isnan(stacked(rows, (0.02, 0.2), SpectrumOptions(stack=200))[0])
+    assert n == 4
+
+
+def test_the_number_of_stacks_stands_beside_their_mean(subject):
+    layers = spinal_trace(subject, PROMPTS, stack=50).layers
+    assert layers.n_stacks[1:].tolist() == [2] * 6  # 120 prompts: two stacks of 50
+    alone = spinal_trace(subject, PROMPTS, stack=70).layers
+    assert alone.n_stacks[1:].tolist() == [1] * 6
+    assert alone.alpha_stacked.isna().all()
 
 
 def test_the_automatic_window_is_a_trace_of_its_own(subject, plain):
@@ -151,16 +159,18 @@ def test_a_trace_with_options_is_loaded_as_it_was_saved(subject, tmp_path):
     pd.testing.assert_frame_equal(again.layers, trace.layers)
 
 
-def test_the_preset_sets_what_was_left_alone():
-    assert preset_values("paper_guess", window=(0.02, 0.2), lens_positions=4) == {
-        "window": (0.1, 0.9), "lens_positions": 0
-    }  # fmt: skip
-    assert preset_values("paper_guess", window=(0.05, 0.5), lens_positions=2) == {
-        "window": (0.05, 0.5), "lens_positions": 2
-    }  # fmt: skip
-    assert preset_values("robust", window=(0.02, 0.2), lens_positions=4) == {
-        "window": (0.02, 0.2), "lens_positions": 4
-    }  # fmt: skip
+@pytest.mark.parametrize(("preset", "values"), [("robust", [(0.02, 0.2), 4]), ("paper_guess", [(0.1, 0.9), 0])])
+def test_a_preset_sets_what_was_left_alone(preset, values):
+    assert list(preset_values(preset, window=None, lens_positions=None).values()) == values
+    assert list(preset_values(preset, window=None, lens_positions=2).values()) == [values[0], 2]
+
+
+@pytest.mark.parametrize("preset", ["robust", "paper_guess"])
+def test_what_is_given_wins_over_a_preset_also_where_it_is_another_preset_s_value(subject, preset):
+    found = spinal_trace(subject, PROMPTS, preset=preset, window=(0.02, 0.2), lens_positions=4).settings
+    assert (found["window"], found["lens_positions"]) == ((0.02, 0.2), 4)
+    left = spinal_trace(subject, PROMPTS, preset="paper_guess").settings
+    assert (left["window"], left["lens_positions"]) == ((0.1, 0.9), 0)
 
 
 # ---- through a tuned lens
