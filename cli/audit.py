@@ -49,9 +49,15 @@ def audit(
             help="Completions drawn from the reference (prompt, completion): how far even those fell, by force."
         ),
     ] = None,
+    policy_samples: Annotated[
+        Path | None, typer.Option(help="Completions drawn from the policy, for the section information.")
+    ] = None,
     only: Annotated[
         str | None,
-        typer.Option(help="Comma-separated sections: ranking, rewards, spinal, weights. Default: all but the last."),
+        typer.Option(
+            help="Comma-separated sections: ranking, rewards, spinal, information, weights. Default: all but the last "
+            "two, which take long."
+        ),
     ] = None,
     beta: options.Beta = None,
     ties: options.Ties = "half",
@@ -112,6 +118,7 @@ def audit(
     An adapter:     alignscope audit --policy lora/ --reference base/ --pairs test.jsonl --out runs/lora
     Under shift:    alignscope audit ... --reward rm/ --only ranking,rewards --shifted maths=maths.jsonl
     From a table:   alignscope audit --scores pairs.parquet --out runs/table
+    Token by token: alignscope audit ... --only ranking,information
     With controls:  alignscope audit ... --only spinal --controls --control shuffled=dpo_shuffled/
     A gate in CI:   alignscope audit ... --only ranking --fail-if 'ranking.reward_accuracy.low<0.5'
     """
@@ -125,7 +132,7 @@ def audit(
     from ..cache import cache_folder
     from ..diagnose import table_audit
     from ..diagnose.audit import audit as run_audit
-    from ..diagnose.audit import wanted_sections
+    from ..diagnose.audit_sections import wanted_sections
     from ..diagnose.estimate_names import audit_estimate_names
     from ..diagnose.preference_sections import PreferenceSettings
     from ..errors import InputError
@@ -171,6 +178,7 @@ def audit(
             prompts=prompts,
             shifted=elsewhere,
             reference_samples=reference_samples,
+            policy_samples=policy_samples,
             only=only,
             out=out,
             template=template,
@@ -207,8 +215,8 @@ def audit(
 
 # options that say how models are opened or read: they mean nothing beside a finished table
 OF_MODELS = (
-    "policy", "pairs", "reference", "base", "reward", "prompts", "reference_samples", "share_prefix", "ches",
-    "mismatched", "terminal", "controls", "control", "noise_seeds", "gradient", "template", "eos", "boundary",
+    "policy", "pairs", "reference", "base", "reward", "prompts", "reference_samples", "policy_samples", "share_prefix",
+    "ches", "mismatched", "terminal", "controls", "control", "noise_seeds", "gradient", "template", "eos", "boundary",
     "over_length", "max_length", "max_tokens", "dtype", "device", "batch_tokens", "no_cache",
 )  # fmt: skip
 

@@ -31,7 +31,10 @@ def series(
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option(help="Comma-separated sections: ranking, rewards, spinal, weights. Default: all but the last."),
+        typer.Option(
+            help="Comma-separated sections: ranking, rewards, spinal, information, weights. Default: all but the last "
+            "two, which take long."
+        ),
     ] = None,
     beta: options.Beta = None,
     ties: options.Ties = "half",

@@ -23,6 +23,12 @@ _NAMES = {
     "spinal.d_transport_terminal": "Δ transport, last blocks",
     "spinal.d_entropy_terminal": "Δ entropy, last blocks",
     "spinal.base_distance_terminal": "distance to the start, last blocks",
+    "information.chosen_plausible_information": "information D^S, chosen",
+    "information.chosen_kl": "KL a token, chosen",
+    "information.rejected_plausible_information": "information D^S, rejected",
+    "information.rejected_kl": "KL a token, rejected",
+    "information.chosen_tilt": "tilt: sharpened above 0",
+    "information.label_beta": "beta of the labels",
     "weights.delta_share": "weights: size of the change",
     "weights.delta_share_largest": "weights: change of the block that changed most",
     "weights.half_change_blocks": "weights: blocks with half of the change",
@@ -31,6 +37,7 @@ _NAMES = {
 }
 WEIGHTS = " Numbers of the weights are exact and have no interval; a line at 1 is Gaussian noise."
 _NULLS: dict[str, float | None] = {
+    "information.label_beta": None,
     "ranking.accuracy": 0.5, "ranking.reward_accuracy": 0.5, "ranking.dpo_loss": math.log(2),
     "weights.half_change_blocks": None, "weights.delta_top_ratio": 1.0, "weights.alpha_median": None,
 }  # fmt: skip

@@ -286,9 +286,7 @@ def _sureness(report: Report) -> Iterator[str]:
         made_of = f"{number(scored)} of {number(rows)} pairs were scored"
         if data["pairs"].get("usable", 0) > rows:  # a ranking is one row and several pairs
             made_of = f"{number(scored)} pairs of {number(rows)} rankings were scored"
-        yield made_of + _lost(
-            data["pairs"].get("set_aside") or {}
-        )
+        yield made_of + _lost(data["pairs"].get("set_aside") or {})
     for section in report.sections:
         counts = section.counts
         if {"prompts", "rows"} <= set(counts):

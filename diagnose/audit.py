@@ -1,7 +1,7 @@
 """The audit: two checkpoints and a file of pairs in, one report out; a killed run continues where it stopped."""
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +20,15 @@ from ..probes.policy import is_adapter, load_judge, load_policy_and_reference
 from ..probes.rendering import template_file_hash
 from ..probes.samples import SampleScores, score_samples
 from ..probes.scoring import score_pairs
+from .audit_sections import require_read, wanted_sections
+from .information_audit import information_of
 from .manifest import count_reasons, data_facts, first_rows, model_facts, model_identity, package_versions
 from .model_findings import model_findings
-from .naming import asked_for, short_name
+from .naming import short_name
 from .preference_sections import (
     PreferenceSettings,
     ranking_sections,
     require_pairs,
-    require_shifted,
     reward_sections,
 )
 from .ranking_report import require_ranking_settings
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
     from ..probes.pair_table import PairScores
     from ..probes.subject import RewardSubject, Subject
 
-SECTIONS = ("ranking", "rewards", "spinal", "weights")
-ON_REQUEST = ("weights",)  # a spectrum a matrix: hours where a model is large
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
@@ -60,6 +59,7 @@ def audit(
     prompts: "str | os.PathLike[str] | Iterable[Any] | PromptFile | None" = None,
     shifted: "Mapping[str, str | os.PathLike[str] | Iterable[Any] | PairFile] | None" = None,
     reference_samples: "str | os.PathLike[str] | Iterable[Any] | SampleFile | None" = None,
+    policy_samples: "str | os.PathLike[str] | Iterable[Any] | SampleFile | None" = None,
     only: Sequence[str] | str | None = None,
     out: str | os.PathLike[str] | None = None,
     template: str = "auto",
@@ -100,10 +100,11 @@ def audit(
         pairs=None for weights, and for spinal beside prompts.
     shifted: name -> pairs from elsewhere, for the section rewards: does either reward still hold there? Names are
         letters, digits and _.
-    reference_samples: completions drawn from the reference (read_samples), for displacement.on_policy: see
-        score_samples.
-    only: sections to compute, of ("ranking", "rewards", "spinal", "weights"); None computes all that the inputs allow
-        but weights, which takes long. "ranking" brings length and displacement with it, "rewards" the objectives.
+    reference_samples, policy_samples: completions drawn from either model (read_samples, `alignscope sample`): the
+        first for displacement.on_policy (see score_samples), both for the section information.
+    only: sections to compute, of ("ranking", "rewards", "spinal", "information", "weights"); None computes all that the
+        inputs allow but the last two, which take long. "ranking" brings length and displacement with it, "rewards" the
+        objectives.
     out: run directory. Finished shards are kept there; the same call continues a killed run, others are refused. With
         another number of noise seeds the seeds that are there are not traced again.
     beta: the DPO beta of the policy's training, for the idealised accuracy and the implicit reward. None: TRL's
@@ -119,7 +120,7 @@ def audit(
     """
     sections = wanted_sections(only, reference, reward, shifted or {})
     require_pairs(pairs, sections, prompts=prompts, gradient=gradient)
-    _require_read(reference_samples, reference, sections)
+    require_read({"reference": reference_samples, "policy": policy_samples}, reference, sections)
     require_shifts(shifts or {}, shifted or {})
     text = TextPolicy(template, eos, boundary, max_length, over_length)
     spinal = SpinalSettings(
@@ -154,8 +155,9 @@ def audit(
     shifted_files = {name: read_pairs(source) for name, source in (shifted or {}).items()}
     for file in shifted_files.values():
         check_invalid(file, max_invalid)
-    sample_file = None if reference_samples is None else read_samples(reference_samples)
-    if sample_file is not None:
+    drawn = {"reference": reference_samples, "policy": policy_samples}
+    samples = {role: read_samples(file) for role, file in drawn.items() if file is not None}
+    for sample_file in samples.values():
         check_invalid(sample_file, max_invalid)
     prompt_file = prompts_or_distinct(prompts, pair_file, seed, max_invalid) if "spinal" in sections else None
     adapters = [is_adapter(model) for model in (policy, reference, reward)]
@@ -175,7 +177,7 @@ def audit(
     files = {"pairs": pair_file, "prompts": prompt_file}
     data = {name: data_facts(file) for name, file in files.items() if file is not None}
     data |= {f"shifted {name}": data_facts(file) for name, file in shifted_files.items()}
-    data |= {} if sample_file is None else {"reference samples": data_facts(sample_file)}
+    data |= {f"{role} samples": data_facts(file) for role, file in samples.items()}
     settings: dict[str, Any] = {
         "sections": list(sections),
         "template": template,
@@ -249,12 +251,12 @@ def audit(
         return scores
 
     def sampled() -> SampleScores | None:
-        if sample_file is None or other is None:
+        if "reference" not in samples or other is None:
             return None
         shards = run.stage("reference_samples") if run else None
-        samples = score_samples(subject, other, sample_file, shards=shards, **reading)
-        data["reference samples"] |= _scored(samples)
-        return samples
+        found = score_samples(subject, other, samples["reference"], shards=shards, **reading)
+        data["reference samples"] |= _scored(found)
+        return found
 
     results: list[SectionResult] = []
     scores = None
@@ -288,6 +290,20 @@ def audit(
                 progress=progress,
             ).section()
         results.append(comparison.costed(watch.cost("spinal")))
+    if "information" in sections and other is not None and pair_file is not None:
+        with watch.timed("information"):
+            information = information_of(
+                subject,
+                other,
+                pair_file,
+                reading,
+                beta=beta,
+                seed=seed,
+                policy_samples=samples.get("policy"),
+                reference_samples=samples.get("reference"),
+                shards=run.stage("states") if run else None,
+            ).section()
+        results.append(information.costed(watch.cost("information")))
     if "weights" in sections:
         with watch.timed("weights"):
             spectra = weight_spectrum(subject, other).section()
@@ -326,38 +342,6 @@ def _require_settings(text: TextPolicy, ranking: PreferenceSettings) -> None:
     require_ranking_settings(
         (ranking.training_beta,), 1, ranking.ties, ranking.smoothing, ranking.assumed_preference, ranking.bootstrap
     )
-
-
-def wanted_sections(
-    only: Sequence[str] | str | None, reference: object, reward: object, shifted: Collection[str]
-) -> tuple[str, ...]:
-    """The sections to compute: those named, else all that the inputs allow."""
-    only = asked_for(only, SECTIONS)
-    wanted = tuple(name for name in SECTIONS if (name not in ON_REQUEST if only is None else name in only))
-    if reference is None:
-        if only is not None and "spinal" in only:
-            raise InputError(
-                "--only spinal compares two models: give --reference, or use `alignscope trace` for one model"
-            )
-        wanted = tuple(name for name in wanted if name != "spinal")
-        if reward is None and only is not None and "rewards" in only:
-            raise InputError("--only rewards: give --reference (implicit reward), --reward (explicit reward), or both")
-        wanted = tuple(name for name in wanted if name != "rewards" or reward is not None)
-    require_shifted(shifted, wanted)
-    return wanted
-
-
-def _require_read(samples: object, reference: object, sections: tuple[str, ...]) -> None:
-    """Samples of the reference need one, and a section that reads them. Raises InputError."""
-    if samples is None:
-        return
-    if reference is None:
-        raise InputError("--reference-samples: they are scored under both models; give --reference")
-    if not {*sections} & {"ranking", "rewards"}:
-        raise InputError(
-            "--reference-samples: they are read by the section displacement, which is not computed here; add ranking "
-            "to --only"
-        )
 
 
 def _scored(scores: "PairScores | SampleScores") -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 
 from . import (
     companions,
+    information_section,
     objectives_section,
     ranking_report,
     reward_report,
@@ -19,6 +20,7 @@ BROUGHT = {  # what an audit is asked for -> the sections that the report then h
     "ranking": ("ranking", "length", "displacement"),
     "rewards": ("rewards", "objectives", "length", "displacement"),
     "spinal": ("spinal",),
+    "information": ("information",),
     "weights": ("weights",),
 }
 
@@ -34,6 +36,7 @@ def audit_estimate_names(wanted: Collection[str], shifted: Collection[str] = ())
         "displacement": companions.DISPLACEMENT_NAMES,
         "rewards": reward_report.estimate_names(shifted),
         "objectives": objectives_section.estimate_names(),
+        "information": information_section.NAMES,
         "weights": weight_section.NAMES,
         "spinal": (*spinal_estimates.COMPARISON_NAMES, *spinal_score.SCORE_NAMES, *spinal_score.DETECTED_NAMES),
     }

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["InformationReport", "information_report"]
 
 Folder = str | os.PathLike[str]
+NOT_MEASURED = NoiseFloor(effective=ROUNDING, measured={}, n_histories=0, reason="not asked for")
 SEQUENCES = (None, "candidates", "fixed_length")
 
 
@@ -69,7 +70,7 @@ def information_report(
     via: "Mapping[str, str | os.PathLike[str] | Subject] | None" = None,
     base: Folder | None = None,
     beta: float | None = None,
-    measure_floor: bool = True,
+    measure_floor: bool | NoiseFloor = True,
     template: str = "auto",
     eos: str = "auto",
     boundary: str = "refuse",
@@ -82,6 +83,7 @@ def information_report(
     resamples: int = 2000,
     seed: int = 0,
     shards: Folder | None = None,
+    reference_states: Folder | None = None,
     progress: "Progress | None" = None,
 ) -> InformationReport:
     """How much did training from `reference` to `policy` change, at which tokens and positions, and as its data say?
@@ -105,9 +107,11 @@ def information_report(
         save -> next save and of reference -> policy, over the same histories. base: of adapters among them, where
         neither their own config nor `reference` names it.
     beta: of the DPO training, held against what the pairs' labels say (held-out pairs).
-    measure_floor: read the reference in another dtype too (a copy of it in memory); else 2e-3 nats is the floor.
+    measure_floor: read the reference in another dtype too (a copy of it in memory); False: 2e-3 nats is the floor; or
+        the floor that another report of this reference measured.
     shards: folder for the states of both models; a killed run repeats at most one shard, and they are deleted at the
-        end. None: a temporary folder. Every other option is that of `score_pairs`.
+        end. None: a temporary folder. reference_states: folder where those of the reference are kept, for other
+        policies over the same responses. Every other option is that of `score_pairs`.
     progress: called as progress(stage, done, total).
     Raises InputError for other tokenizers (naming the first differing id), files that cannot be used, or settings that
     do not fit together.
@@ -141,18 +145,19 @@ def information_report(
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary if shards is None else shards)
-        ours, theirs = (reading.read(model, folder / role) for role, model in models.by_role.items())
+        ours = reading.read(models.policy, folder / "policy")
+        theirs = reading.read(models.reference, Path(reference_states or folder / "reference"))
         main = reading.between(ours, theirs)
         identities = token_identities_of(ours, theirs, models.vocab)
         updates = chain_updates(via or {}, reference, base, models, reading, main, ours, theirs, folder, resampling)
-        for side in (ours, theirs):
+        for side in (ours, *([] if reference_states else [theirs])):
             side[0].delete()
 
     responses = response_table(main, found)
     checks = pair_checks(responses, found, beta=beta, resampling=resampling)
     candidates, candidate_rates = candidate_sets(responses, resampling)
-    floor = NoiseFloor(effective=ROUNDING, measured={}, n_histories=0, reason="not asked for")
-    if measure_floor:
+    floor = measure_floor if isinstance(measure_floor, NoiseFloor) else NOT_MEASURED
+    if measure_floor is True:
         floor = measured_floor(
             models.reference,
             found.histories,

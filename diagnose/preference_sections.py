@@ -57,7 +57,7 @@ def require_pairs(pairs: object, sections: Collection[str], *, prompts: object, 
     """Refuse to begin without pairs that a section would read. Raises InputError naming it."""
     if pairs is not None:
         return
-    readers = [name for name in ("ranking", "rewards") if name in sections]
+    readers = [name for name in ("ranking", "rewards", "information") if name in sections]
     if readers:
         raise InputError(
             f"--pairs missing: {' and '.join(readers)} cannot do without; --only weights can, "

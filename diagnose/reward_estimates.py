@@ -103,9 +103,7 @@ def setting_numbers(rows: RewardRows, *, ties: str, bootstrap: int, seed: int) -
     for name, sides in (("scale_implicit", rows.log_ratios), ("scale_explicit", rows.explicit)):
         estimates[name] = _scale(name, sides, rows, bootstrap=bootstrap, seed=seed)
     for name, margin in (("implicit", rows.implicit_margin), ("explicit", rows.explicit_margin)):
-        estimates[f"{name}_residualised"] = _residualised(
-            name, margin, rows, ties=ties, bootstrap=bootstrap, seed=seed
-        )
+        estimates[f"{name}_residualised"] = _residualised(name, margin, rows, ties=ties, bootstrap=bootstrap, seed=seed)
     estimates["gap_p"] = _p(p, test, rows, len(gap), int(boot.n_clusters[COLUMNS.index("gap")]))
     estimates["minimum_detectable_gap"] = _detectable(estimates["disagreement"])
     return SettingNumbers(rows=rows, estimates=estimates, boot=boot, gap_p=p, gap_test=test)

@@ -17,6 +17,12 @@ HEADLINES = (
     "spinal.d_transport_terminal",
     "spinal.d_entropy_terminal",
     "spinal.base_distance_terminal",
+    "information.chosen_plausible_information",
+    "information.chosen_kl",
+    "information.rejected_plausible_information",
+    "information.rejected_kl",
+    "information.chosen_tilt",
+    "information.label_beta",
     "weights.delta_share",
     "weights.delta_share_largest",
     "weights.half_change_blocks",
@@ -41,9 +47,7 @@ def metrics_table(found: Mapping[int, Sequence[SectionResult]]) -> pd.DataFrame:
     return table
 
 
-def metrics_section(
-    found: Mapping[int, Sequence[SectionResult]], *, findings: Sequence[Finding] = ()
-) -> SectionResult:
+def metrics_section(found: Mapping[int, Sequence[SectionResult]], *, findings: Sequence[Finding] = ()) -> SectionResult:
     """Section "metrics": the headlines of the last save, the table of all, and which save did best.
 
     findings: about the models themselves. What the sections of the saves warn of is told once each.

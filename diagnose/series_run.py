@@ -10,7 +10,7 @@ from ..probes.encoding import TextPolicy
 from ..probes.inputs import PairFile, PromptFile, check_invalid, prompts_or_distinct, read_pairs
 from ..probes.policy import Named, is_adapter, load_judge
 from ..probes.rendering import template_file_hash
-from .audit import ON_REQUEST
+from .audit_sections import ON_REQUEST
 from .manifest import count_reasons, data_facts, model_facts, model_identity, package_versions
 from .model_findings import model_findings
 from .naming import asked_for, short_name
@@ -19,7 +19,7 @@ from .ranking_report import require_ranking_settings
 from .report import Finding, Manifest, Report, SectionResult
 from .run_directory import RunDirectory
 from .series_metrics import metrics_section
-from .series_save import Ladder, Measured, Models, score, trace, weights
+from .series_save import Ladder, Measured, Models, information, score, trace, weights
 from .series_steps import Save, save_hash, saves
 from .spinal_audit import NOT_IDENTITY
 from .spinal_contrast import terminal_window
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..probes.subject import Subject
     from .audit import Progress
 
-SECTIONS = ("ranking", "rewards", "spinal", "weights")
+SECTIONS = ("ranking", "rewards", "spinal", "information", "weights")
 START = "step_00000000"  # stage of the reference
 
 
@@ -71,8 +71,8 @@ def series(
     steps: checkpoints, adapters, or one run folder with `checkpoint-*`; numbers: their training steps where the names
         do not end in them. reference: what training started from, scored and traced once.
     pairs: None for weights, and for spinal beside prompts.
-    only: of ("ranking", "rewards", "spinal", "weights"); rewards needs `reward`, weights comes only where it is named.
-        Other keywords as in `audit`.
+    only: of ("ranking", "rewards", "spinal", "information", "weights"); rewards needs `reward`, the last two come only
+        where they are named. Other keywords as in `audit`.
     noise_seeds: seeds of the noise control: the reference with Gaussian noise as large as the update of the last save,
         a trace each, whose size is printed beside the onset. 0: none.
     out: run directory. The same command continues a killed run: finished scores, traces and spectra are not made again,
@@ -176,7 +176,10 @@ def series(
         if "spinal" in wanted:
             with watch.timed("spinal"):
                 results[save.step].append(trace(subject, other, what, ladder, (run.stage(START), folder), say))
-
+        if "information" in wanted:
+            with watch.timed("information"):
+                both = run.stage(START), folder
+                results[save.step].append(information(subject, other, what, ladder, both, say))
         if "weights" in wanted:
             with watch.timed("weights"):
                 results[save.step].append(weights(subject, other, folder))
@@ -209,7 +212,7 @@ def series(
 
 
 def series_sections(only: Sequence[str] | str | None, reward: object, noise_seeds: int = 0) -> tuple[str, ...]:
-    """What is measured of every save: what is named, else all that the inputs allow but weights."""
+    """What is measured of every save: what is named, else all that the inputs allow but what takes long."""
     require_at_least(noise_seeds=(noise_seeds, 0))
     asked = asked_for(only, SECTIONS)
     if asked is not None and "rewards" in asked and reward is None:

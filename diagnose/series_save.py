@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from ..probes.policy import Named, is_adapter, load_policy_and_reference
 from ..probes.scoring import score_pairs
 from ..probes.shards import item_key
 from ..probes.vocabulary import same_ids
+from .information_audit import information_of, keep_information, kept_information
+from .information_floor import NoiseFloor
 from .preference_sections import PreferenceSettings, ranking_sections, reward_sections
 from .report import Estimate, Section, SectionResult
 from .run_directory import write_atomically
@@ -86,6 +88,7 @@ class Ladder:
     to_first: list[Float[np.ndarray, "layers N"]] = field(default_factory=list)
     to_previous: list[Float[np.ndarray, "layers N"]] = field(default_factory=list)
     tables: list[PairScores] = field(default_factory=list)
+    floor: NoiseFloor | None = None  # of the start, for the section information
 
     @property
     def common(self) -> Bool[np.ndarray, "N"]:
@@ -155,6 +158,38 @@ def score(
     ladder.tables.append(table)
     found = ranking_sections(table, what.preferences) if "ranking" in what.sections else []
     return [*found, *(reward_sections(table, {}, what.preferences) if "rewards" in what.sections else [])]
+
+
+def information(
+    subject: "Subject",
+    other: "Subject",
+    what: Measured,
+    ladder: Ladder,
+    folders: tuple[Path, Path],
+    progress: "Progress | None",
+) -> SectionResult:
+    """The section "information" of a save, without its tables; kept. folders: of the start and of the save."""
+    assert what.pairs is not None  # there with the section
+    file, text = folders[1] / "information.json", asdict(what.text)
+    reading = text | {"batch_tokens": what.batch_tokens, "max_invalid": what.max_invalid, "progress": progress}
+    beta = what.preferences.training_beta if what.preferences.beta_given else None
+    facts = {**text, "pairs": what.pairs.sha256, "beta": beta, "seed": what.seed}
+    section = kept_information(file, subject, other, facts)
+    if section is not None:
+        return SectionResult(section=section)
+    report = information_of(
+        subject,
+        other,
+        what.pairs,
+        reading,
+        beta=beta,
+        seed=what.seed,
+        shards=folders[1] / "states",
+        reference_states=folders[0] / "states",
+        floor=ladder.floor,
+    )
+    ladder.floor = report.noise_floor
+    return keep_information(file, subject, other, facts, report.section().section)
 
 
 def weights(subject: "Subject", other: "Subject", folder: Path) -> SectionResult:

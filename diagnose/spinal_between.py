@@ -1,6 +1,6 @@
 """How far apart do two models read the same place of the same text, layer by layer? Without a trace of either.
 
-    alignscope.spinal_distance(base, aligned, prompts).to_frame()
+alignscope.spinal_distance(base, aligned, prompts).to_frame()
 """
 
 import os

@@ -253,7 +253,9 @@ def compare_spinal(
                 "alpha": found.no_exponents,
                 "distance": no_distance,
                 "residual": no_residual,
-                "efficiency": None if found.means["d_efficiency_terminal"] is not None else "the ends of this window "
+                "efficiency": None
+                if found.means["d_efficiency_terminal"] is not None
+                else "the ends of this window "
                 "were not compared: a straightness is read for the last third and for last blocks that equal it",
             },
         )

@@ -52,9 +52,7 @@ def effects(first: SpinalTrace, second: SpinalTrace, window: Blocks) -> Effects:
     a, b = first.used, second.used
     sides = compared_sides(first, second)
     return Effects(
-        exponents={
-            name: exponent_contrast(*sides, ranks) for name, ranks in windows(first.settings["window"]).items()
-        },
+        exponents={name: exponent_contrast(*sides, ranks) for name, ranks in windows(first.settings["window"]).items()},
         means={
             "d_transport_terminal": over_steps(b.angle - a.angle, window),
             "d_transport_terminal_sampled": over_steps(b.angle_sampled - a.angle_sampled, window),

@@ -38,9 +38,7 @@ def lens_vocabulary(subject: "Subject") -> int:
 
 
 @torch.no_grad()
-def lens_steps(
-    subject: "Subject", rows: Rows, *, vocab: int, temperature: float = 1.0, pairs: Pairs = ()
-) -> LensSteps:
+def lens_steps(subject: "Subject", rows: Rows, *, vocab: int, temperature: float = 1.0, pairs: Pairs = ()) -> LensSteps:
     """Fisher-Rao angle of every step between layers, the entropy of every layer, the angles of `pairs` of layers."""
     head = subject.head()
     parts: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -36,9 +36,7 @@ class Control:
     reason: str | None = None  # why there is no trace
 
 
-def trained_controls(
-    given: Mapping[str, SpinalTrace] | None, base: SpinalTrace, aligned: SpinalTrace
-) -> list[Control]:
+def trained_controls(given: Mapping[str, SpinalTrace] | None, base: SpinalTrace, aligned: SpinalTrace) -> list[Control]:
     """Control checkpoints by name. Raises InputError for one that is the base or the aligned model itself."""
     found = []
     for name, trace in (given or {}).items():

@@ -1,6 +1,6 @@
 """Several traces side by side by relative depth, for models whose layers are not each other's: curves, no contrast.
 
-    spinal_profiles([small, large]).figure()
+spinal_profiles([small, large]).figure()
 """
 
 from collections.abc import Sequence

@@ -9,7 +9,7 @@ from spinal_models import letters, tiny_subject
 
 from alignscope import InputError, PairScores, Report, compare_spinal, load, spinal_trace
 from alignscope.diagnose import doctor
-from alignscope.diagnose.audit import wanted_sections
+from alignscope.diagnose.audit_sections import wanted_sections
 from alignscope.diagnose.estimate_names import BROUGHT, audit_estimate_names
 from alignscope.diagnose.gates import Gate, require_estimates
 from alignscope.diagnose.preference_sections import PreferenceSettings
