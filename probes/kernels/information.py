@@ -29,6 +29,7 @@ def token_information(
     "top64" for the union of both models' 64 likeliest. Sums in float64, some rows at a time.
     ValueError: shapes that differ (without vocab, also the vocabulary), vocab outside [2, V], plausible outside (0, 1).
 
+    >>> import torch
     >>> change = token_information(torch.tensor([[3.0, 1.0]]).log(), torch.zeros(1, 2))
     >>> f"{change.entropy.item():.6f} {change.information.item():.6f} {change.status[0]}"
     '0.562335 0.130812 ok'
@@ -88,7 +89,7 @@ def information_pass(
     The widths may differ. `vocab`: tokens of the shared tokenizer, by default those of both heads.
 
     At most `block` positions' logits are held, fewer where they would exceed BUFFER_BYTES, so that memory does not
-    grow with N (with V = 49,152: 60 MB). `chunk`: rows of a head multiplied at a time. `top` None: no attribution.
+    grow with N (V = 49,152: under 100 MB). `chunk`: rows of a head multiplied at a time. `top` None: no attribution.
     ValueError: shapes that do not fit, heads of unlike vocabulary without `vocab`, vocab outside [2, V], softcap <= 0,
     block or chunk < 1, plausible outside (0, 1), top < 1.
     """
