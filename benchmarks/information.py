@@ -72,7 +72,7 @@ def calls(policy: Subject, reference: Subject, ids: Tensor) -> dict[str, Call]:
 
     def panel() -> object:
         a, b = hidden()
-        return token_information_from_hidden(a, heads[0], b, heads[1])
+        return token_information_from_hidden(a, heads[0], b, heads[1], block=128)  # as information_pass
 
     def everything() -> object:
         a, b = hidden()
