@@ -29,7 +29,7 @@ Call = Callable[[], Any]
 class Row:
     """One measured ratio (no unit) with what it should be."""
 
-    id: str  # of the kernels page: C1 ... C12
+    id: str  # C1 ... C12 of the kernels page, I1 and I2 of benchmarks/information.py
     what: str  # numerator / denominator
     ratio: float
     low: float  # the smallest and largest ratio of a single round; both the ratio where there is one measurement
@@ -108,7 +108,7 @@ def peak_megabytes(prepare: Callable[..., Call], *arguments: Any, threads: int) 
     RuntimeError (BrokenProcessPool) where it is killed, as for lack of memory.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"{__package__}.kernels", f"{__package__}.pairs"])
+    context.set_forkserver_preload([f"{__package__}.{name}" for name in ("kernels", "pairs", "information")])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_peak, prepare, arguments, threads).result()
 

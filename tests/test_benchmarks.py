@@ -18,7 +18,7 @@ ROOT = Path(alignscope.__file__).parent
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # the benchmarks are no part of the package: they are run from the repository's root
 
-from benchmarks import kernels, measuring, pairs, run  # noqa: E402
+from benchmarks import information, kernels, measuring, pairs, run  # noqa: E402
 from benchmarks.measuring import Row, Timing, interleaved, meets, peak_megabytes, table, time_ratio  # noqa: E402
 
 TIMING = Timing(
@@ -184,8 +184,9 @@ def test_the_arithmetic_limit_counts_padding_prompts_and_head():
 
 
 def test_quick_rows_come_out_complete():
-    measured = [*kernels.rows(rounds=1, threads=1, quick=True), *pairs.rows(rounds=1, threads=1, quick=True)]
-    assert [made.id for made in measured] == ["C1", "C2", "C3", "C4", "C7", "C7", *["C11"] * 10, "C12"]
+    measured = [row for part in (kernels, pairs, information) for row in part.rows(rounds=1, threads=1, quick=True)]
+    expected = ["C1", "C2", "C3", "C4", "C7", "C7", *["C11"] * 10, "C12", "I1", "I1", "I2"]
+    assert [made.id for made in measured] == expected
     for made in measured:
         assert 0 < made.low <= made.ratio <= made.high < float("inf")
         assert made.met in ("yes", "no", "contended")

@@ -44,7 +44,8 @@ class AttributionSums:
         q = log_q.exp()
         contribution = torch.where(q > 0, q * (log_q + rows.support.double().log()[:, None]), 0.0)
         ids = ids.masked_fill((q == 0) | ~counted[:, None], -1)
-        self._lists.append((ids, *(value.masked_fill(~counted[:, None], torch.nan) for value in (q, contribution))))
+        q, contribution = (value.masked_fill(~counted[:, None], torch.nan) for value in (q, contribution))
+        self._lists.append((ids, q, contribution))
         listed = ids[ids >= 0]
         self._totals["top_count"].index_add_(0, listed, torch.ones_like(listed))
 

@@ -68,13 +68,13 @@ def row_sums(
     policy_peaks, reference_peaks, change_peaks = (column_peaks(z) for z in (policy, reference, log_q))
     lse_r, total = _weigh(reference, reference_peaks, weights)
     mean_r = torch.mul(weights, d, out=products).sum(-1) / total
-    reverse_infinite = odd is not None and (odd.policy_excludes & (weights > 0)).any(-1)
+    reverse_infinite = nowhere if odd is None else (odd.policy_excludes & (weights > 0)).any(-1)
     if totals is not None:
         totals.add("reference_total", weights, counted / total)
 
     lse_p, total = _weigh(policy, policy_peaks, weights)
     mean_p = torch.mul(weights, d, out=products).sum(-1) / total
-    infinite = odd is not None and (odd.reference_excludes & (weights > 0)).any(-1)
+    infinite = nowhere if odd is None else (odd.reference_excludes & (weights > 0)).any(-1)
     gap = lse_p - lse_r
     if totals is not None:
         totals.add("policy_total", weights, counted / total)

@@ -22,7 +22,7 @@ from .token_readings import (
 )
 
 BLOCK_ENTRIES = 2**16  # logits of a model in float64 at a time: half a megabyte an array, which a core's cache holds
-BLOCK_ROWS = 64  # positions whose plausible tokens are worked on together
+BLOCK_ROWS = 16  # positions whose plausible tokens are worked on together: of 2,000 each they take 50 MB
 
 
 class InformationPass:
@@ -30,8 +30,8 @@ class InformationPass:
 
     `vocab`: tokens of the shared tokenizer; logits beyond it are padding. `plausible`: S, as in `token_information`.
     `top`: the likeliest tokens of q kept a position; None leaves the attribution out. `entries`: logits of a model in
-    float64 at a time, at least one position's; memory beside the results is about ten times that and ten numbers for
-    each plausible token of BLOCK_ROWS positions.
+    float64 at a time, at least one position's; memory beside the results is a few times that and some hundred
+    numbers for each plausible token of BLOCK_ROWS positions.
     ValueError: vocab < 2, plausible outside (0, 1) and not "topk", top < 1.
 
     >>> reading = InformationPass(2, top=1)
