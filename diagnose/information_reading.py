@@ -3,8 +3,9 @@
 The vocabulary is met some positions at a time; of size positions x vocabulary nothing is held.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from ..probes.final_states import StateShards
 from ..probes.histories import History, buckets_of
 from ..probes.kernels.head_logits import HeadLogits, projected
+from ..probes.kernels.information import BUFFER_BYTES
 from ..probes.kernels.logprobs import token_log_probs
 from ..probes.kernels.token_pass import InformationPass
 from ..probes.kernels.token_readings import TokenAttribution
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from ..probes.shards import Progress
     from ..probes.subject import Head, Subject
 
-BLOCK = 64  # positions whose logits are held, of both models
+BLOCK = 128  # positions whose logits are held, of both models, or fewer where they are over BUFFER_BYTES
 CHUNK = 16384  # rows of a head multiplied at a time
 TOP = 10  # tokens kept a position
 Group = tuple[str, int]  # source, number of the bucket
@@ -51,7 +53,7 @@ class Tail:
             assert self.subject is not None
             return _SubjectLogits(self.subject, states, vocab)
         readout, _ = projected("", states, self.head)
-        return HeadLogits(readout, vocab, min(BLOCK, max(1, len(states))), CHUNK)
+        return HeadLogits(readout, vocab, max(1, min(BLOCK, len(states), BUFFER_BYTES // (8 * vocab))), CHUNK)
 
 
 class _SubjectLogits:
@@ -84,7 +86,8 @@ class InformationReading:
     @property
     def log_ratios(self) -> Float[np.ndarray, "H"]:
         """log pi - log ref of every whole response, nats, in the order of the histories."""
-        return self.positions.groupby("history", sort=True)["log_ratio"].sum().to_numpy()
+        first = np.flatnonzero(self.positions["position"] == 1)
+        return np.add.reduceat(self.positions["log_ratio"].to_numpy(), first)  # a NaN stays one
 
 
 def read_information(
@@ -107,23 +110,25 @@ def read_information(
     (ours, our_tail), (theirs, their_tail) = policy, reference
     done, total = 0, int(starts[-1])
     log_ratio = np.full(total, np.nan)
+    block = max(1, min(BLOCK, BUFFER_BYTES // (8 * vocab)))
     for number, shard in enumerate(ours.shards):
         rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in shard])
         targets = np.concatenate([histories[i].response_ids for i in shard])
         of_group = [(histories[i].source, bucket) for i in shard for bucket in buckets[i].tolist()]
-        states = ours.read(number), theirs.read(number)
-        for group in dict.fromkeys(of_group):
-            chosen = np.flatnonzero([g == group for g in of_group])
-            reading = passes.setdefault(group, InformationPass(vocab, plausible=plausible, top=TOP))
-            sides = [
-                tail.reading(side[torch.from_numpy(chosen)], vocab)
-                for tail, side in zip((our_tail, their_tail), states, strict=True)
-            ]
-            for start, stop in _blocks(len(chosen)):
-                logits = [side.read(start, stop) for side in sides]
-                some = chosen[start:stop]
-                log_ratio[rows[some]] = _read_block(reading, *logits, targets[some])
-            places.setdefault(group, []).append(rows[chosen])
+        order = np.array(sorted(range(len(rows)), key=of_group.__getitem__))  # a block then rarely has two groups
+        sides = [
+            tail.reading(shards.read(number)[torch.from_numpy(order)], vocab)
+            for shards, tail in ((ours, our_tail), (theirs, their_tail))
+        ]
+        for start in range(0, len(order), block):
+            some = order[start : start + block]
+            logits = [side.read(start, start + len(some)) for side in sides]
+            log_ratio[rows[some]] = _target_ratios(logits, targets[some])
+            for group, part in groupby(range(len(some)), key=lambda k: of_group[some[k]]):
+                run = list(part)
+                reading = passes.setdefault(group, InformationPass(vocab, plausible=plausible, top=TOP))
+                reading.update(*(z[run[0] : run[-1] + 1] for z in logits))
+                places.setdefault(group, []).append(rows[some[run]])
         done += len(rows)
         if progress is not None:
             progress(stage, done, total)
@@ -198,22 +203,11 @@ def _listed(positions: pd.DataFrame, rows: Int[np.ndarray, "n"], found: TokenAtt
     return table[table["token"] >= 0]
 
 
-def _read_block(
-    reading: InformationPass,
-    policy: Float[Tensor, "n V"],
-    reference: Float[Tensor, "n V"],
-    targets: Int[np.ndarray, "n"],
-) -> Float[np.ndarray, "n"]:
-    """Feed the pass, and return the log-ratio of the tokens that stand there."""
-    reading.update(policy, reference)
+def _target_ratios(logits: Sequence[Float[Tensor, "n V"]], targets: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """log pi - log ref of the tokens that stand there."""
     wanted = torch.from_numpy(targets)
-    log_p = [token_log_probs(z, wanted.to(z.device)).double().cpu() for z in (policy, reference)]
+    log_p = [token_log_probs(z, wanted.to(z.device)).double().cpu() for z in logits]
     return (log_p[0] - log_p[1]).numpy()
-
-
-def _blocks(n: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, n, BLOCK):
-        yield start, min(start + BLOCK, n)
 
 
 def _as_it_is(states: Tensor) -> Tensor:
