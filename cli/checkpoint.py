@@ -43,15 +43,26 @@ def trace(
     half_sample: Annotated[
         bool, typer.Option("--half-sample", help="Also the exponent corrected for few rows, where that is allowed.")
     ] = False,
+    positions: Annotated[
+        str, typer.Option(help="Rows of the spectrum: last, mean or all of a prompt's positions, or so many of them.")
+    ] = "last",
     lens: Annotated[
-        Path | None, typer.Option(help="Read out through this tuned lens (`alignscope lens train`).")
+        str | None,
+        typer.Option(help="Folder of a tuned lens (`alignscope lens train`) to read out through, or final_only."),
     ] = None,
     shared_lens: Annotated[
         bool, typer.Option("--shared-lens", help="Allow the lens of another model of the same shape.")
     ] = False,
     lens_positions: Annotated[
-        int, typer.Option(help="Positions inside a prompt that are read beside the last.", min=0)
-    ] = 4,
+        str,
+        typer.Option(help="Positions read beside the last: so many inside a prompt, last (none), all or response."),
+    ] = "4",
+    vocabulary: Annotated[
+        str, typer.Option(help="Also angles on few tokens: K or top_k=K of the last layer, union=K of both layers.")
+    ] = "full",
+    allow_quantized: Annotated[
+        bool, typer.Option("--allow-quantized", help="Exponents also of packed low-bit weights.")
+    ] = False,
     max_invalid: options.MaxInvalid = 0.05,
     fail_if: options.FailIf = None,
     dtype: options.Dtype = "float32",
@@ -99,14 +110,22 @@ def trace(
                 "drop_top": drop_top,
                 "stack": "all" if stack is None else stack,
                 "bias": "half_sample" if half_sample else None,
-                "lens": "logit" if lens is None else str(lens),
+                "positions": _count(positions),
+                "lens": "logit" if lens is None else lens,
                 "shared_lens": shared_lens,
-                "lens_positions": lens_positions,
+                "lens_positions": _count(lens_positions),
+                "vocabulary": _count(vocabulary),
+                "allow_quantized": allow_quantized,
             },
             progress=progress,
             command=command_line(),
         )
     finish(report, out, gates, as_json=as_json, quiet=quiet)
+
+
+def _count(text: str) -> str | int:
+    """A number where the option holds one; its word otherwise, which the library checks."""
+    return int(text) if text.isdecimal() else text
 
 
 def _window(text: str) -> tuple[float, float] | str:

@@ -15,7 +15,7 @@ from .naming import short_name
 from .report import Manifest, Report
 from .run_directory import RunDirectory
 from .spinal import spinal_trace
-from .spinal_settings import check_trace_settings, require_at_least
+from .spinal_settings import FINAL_ONLY, check_trace_settings, require_at_least
 
 if TYPE_CHECKING:
     from .audit import Progress
@@ -60,7 +60,7 @@ def trace_run(
         "dtype": subject.dtype,
         **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
     }
-    if (lens := options.get("lens", "logit")) != "logit":
+    if (lens := options.get("lens", "logit")) not in ("logit", FINAL_ONLY):
         settings["lens_fingerprint"] = TunedLens.load(lens).fingerprint
     run = RunDirectory(
         out,
