@@ -77,17 +77,18 @@ def trace(
     As it is:           alignscope trace my-model/ --prompts prompts.jsonl --out runs/trace
     Another estimator:  alignscope trace my-model/ --prompts prompts.jsonl --estimator hill --out runs/hill
     A tuned lens:       alignscope trace my-model/ --prompts prompts.jsonl --lens lenses/my-model --out runs/tuned
+    All positions:      alignscope trace my-model/ --prompts prompts.jsonl --positions all --out runs/pooled
     """
     from ..diagnose.gates import Gate, require_estimates
 
     gates = [Gate.parse(text) for text in fail_if or []]
 
-    from ..diagnose.spinal_estimates import TRACE_NAMES
+    from ..diagnose.spinal_estimates import REDUCED_NAMES, TRACE_NAMES
     from ..diagnose.trace_run import trace_run
     from .finish import command_line, finish
     from .progress import progress_bar
 
-    require_estimates(gates, {"spinal_trace": TRACE_NAMES})
+    require_estimates(gates, {"spinal_trace": TRACE_NAMES if vocabulary == "full" else TRACE_NAMES + REDUCED_NAMES})
     with progress_bar(quiet) as progress:
         report = trace_run(
             checkpoint,

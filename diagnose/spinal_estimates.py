@@ -40,8 +40,8 @@ COMPARISON_NAMES = (
 TRACE_NAMES = (
     *("alpha_terminal", "angle_terminal", "path_length", "entropy_final", "gates_passed"),
     *("efficiency_terminal", "efficiency_path"),
-    *("angle_terminal_bucketed", "angle_terminal_renormalised"),
 )
+REDUCED_NAMES = ("angle_terminal_bucketed", "angle_terminal_renormalised")  # with a reduced vocabulary
 
 
 def estimate(

@@ -102,9 +102,9 @@ def reading_arrays(readings: Readings) -> dict[str, np.ndarray]:
 
 
 def readings_from(arrays: Mapping[str, np.ndarray]) -> Readings:
-    """What `reading_arrays` gave. Raises KeyError where an array that every reading has is not there."""
-    optional = {field.name: arrays[field.name] for field in fields(Readings) if field.name in arrays}
-    return Readings(**{name: bool(a) if name == "final_only" else a for name, a in optional.items()})
+    """What `reading_arrays` gave. Raises TypeError where an array that every reading has is not there."""
+    found: dict[str, Any] = {field.name: arrays[field.name] for field in fields(Readings) if field.name in arrays}
+    return Readings(**found | {"final_only": bool(found.get("final_only", False))})
 
 
 def layer_pairs(n_layers: int) -> list[tuple[int, int]]:

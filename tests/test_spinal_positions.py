@@ -7,14 +7,13 @@ import pandas as pd
 import pytest
 import torch
 from spinal_models import letters, tiny_model, tiny_subject
-from tiny_tokenizer import CHAT, tiny_tokenizer
+from tiny_tokenizer import tiny_tokenizer
 
 import alignscope
 from alignscope import InputError, compare_spinal, spinal_trace
 from alignscope.diagnose import spinal_reading
 from alignscope.diagnose.effective_rows import effective_rows
 from alignscope.diagnose.spinal_spectra import RowSpectrum, group_labels, half_rows
-from alignscope.probes.inputs import read_pairs
 
 PROMPTS = letters(48, longest=20)
 LAYER = 4
@@ -44,9 +43,6 @@ def own_rows(subject, prompt) -> np.ndarray:
 
 def singular_values(rows: np.ndarray) -> np.ndarray:
     return np.linalg.svd(rows - rows.mean(0), compute_uv=False)
-
-
-# ---- rows of the spectrum
 
 
 def test_mean_is_the_mean_of_the_measured_positions():
@@ -168,6 +164,17 @@ def test_a_pooled_trace_compared_with_itself_differs_nowhere(pooled):
     assert found.halves.table.d_alpha.notna().any()
 
 
+def test_controls_read_the_rows_that_the_traces_did(subject, pooled):
+    models = (subject, tiny_subject(changed=4, scale=1.2))
+    aligned = spinal_trace(models[1], PROMPTS, positions="all")
+    found = compare_spinal(pooled, aligned, subjects=models, controls=("noise",), noise_seeds=1)
+    noisy = found.controls["noise"].traces[0]
+    assert noisy.prompts == pooled.prompts
+    assert noisy.readings.pooled.shape == pooled.readings.pooled.shape
+    effects = found.control_effects.set_index("quantity")
+    assert np.isfinite(effects.control_effect["d_alpha_terminal"])
+
+
 def test_a_pooled_trace_is_loaded_and_resumed_as_it_was(subject, pooled, tmp_path):
     again = type(pooled).load(pooled.save(tmp_path / "saved"))
     assert np.array_equal(again.readings.pooled, pooled.readings.pooled)
@@ -194,67 +201,3 @@ def test_a_downdated_spectrum_is_that_of_the_rows(center, keep):
     chosen = np.sort(np.random.default_rng(1).permutation(200)[:keep])
     plain, fast = (RowSpectrum(rows, center=center, downdate=d).subset(chosen) for d in (False, True))
     assert fast == pytest.approx(plain, rel=1e-9)
-
-
-# ---- positions of the lens
-
-
-def test_all_lens_positions_are_those_beside_the_last(subject):
-    trace = spinal_trace(subject, PROMPTS, lens_positions="all")
-    prompt = trace.prompts[3]
-    assert prompt.positions == (len(prompt.ids) - 1, *range(1, len(prompt.ids) - 1))
-    ids = torch.tensor([prompt.ids])
-    p = subject.logits(ids, torch.ones_like(ids))[0, 1:-1, : trace.model.vocab].double().softmax(-1)
-    assert trace.readings.entropy_sampled[-1, 3] == pytest.approx(-(p * p.log()).sum(-1).mean().item(), abs=1e-5)
-
-
-def test_last_reads_no_other_position(subject):
-    trace, none = (spinal_trace(subject, PROMPTS, lens_positions=value) for value in ("last", 0))
-    assert trace.settings == none.settings
-    assert trace.steps.angle_sampled.isna().all()
-
-
-def answered(n: int = 40) -> list[dict[str, str]]:
-    return [{"prompt": text, "response": f" is {text[:3]} 12"} for text in PROMPTS[:n]]
-
-
-def test_a_response_is_read_behind_the_prompt_and_leaves_the_headline(subject):
-    trace = spinal_trace(subject, answered(), lens_positions="response")
-    alone = spinal_trace(subject, PROMPTS[:40])
-    prompt = trace.prompts[0]
-    end = prompt.positions[0]
-    assert prompt.positions == (end, *range(end + 1, len(prompt.ids)))
-    text = PROMPTS[prompt.row - 1]
-    assert prompt.ids == tuple(tiny_tokenizer()(f"{text} is {text[:3]} 12")["input_ids"])  # and no <eos>
-    by_row = [{p.row: angle for p, angle in zip(t.prompts, t.readings.angle.T, strict=True)} for t in (trace, alone)]
-    for row in range(1, 41):  # later tokens do not reach back
-        assert by_row[0][row] == pytest.approx(by_row[1][row], abs=1e-5)
-    assert trace.layers.alpha.dropna().to_numpy() == pytest.approx(alone.layers.alpha.dropna().to_numpy(), abs=1e-5)
-    ids = torch.tensor([prompt.ids])
-    p = subject.logits(ids, torch.ones_like(ids))[0, end + 1 :, : trace.model.vocab].double().softmax(-1)
-    assert trace.readings.entropy_sampled[-1, 0] == pytest.approx(-(p * p.log()).sum(-1).mean().item(), abs=1e-5)
-
-
-def test_prompts_without_a_response_are_refused_with_what_to_pass(subject):
-    with pytest.raises(InputError, match=r"no_response .*no `response` beside the prompt .* column `response`"):
-        spinal_trace(subject, PROMPTS, lens_positions="response")
-
-
-def test_the_last_turn_of_messages_and_the_chosen_answer_of_pairs_are_responses():
-    subject = alignscope.wrap(tiny_model(), tiny_tokenizer(template=CHAT))
-    turns = [[{"role": "user", "content": t}, {"role": "assistant", "content": t[::-1]}] for t in PROMPTS[:20]]
-    pairs = read_pairs([{"prompt": t[:1], "chosen": t[1:], "rejected": [{"role": "assistant", "content": "no"}]} for t in turns])
-    messages, chosen = (
-        spinal_trace(subject, source, lens_positions="response")
-        for source in ([{"prompt": t} for t in turns], pairs.prompts())
-    )
-    assert messages.token_hash == chosen.token_hash
-    prompt = messages.prompts[0]
-    said = tiny_tokenizer().decode(prompt.ids[prompt.positions[0] + 1 :])
-    assert said.replace(" ", "") == PROMPTS[prompt.row - 1][::-1].replace(" ", "")  # no <end>
-
-
-def test_prompt_and_response_are_cut_from_the_left_as_one(subject):
-    trace = spinal_trace(subject, answered(), lens_positions="response", max_tokens=14)
-    assert max(len(prompt.ids) for prompt in trace.prompts) == 14
-    assert all(prompt.ids[0] == 1 for prompt in trace.prompts)  # BOS is spared

@@ -1,5 +1,6 @@
 """Angles on few tokens, and the last layer alone: closed forms, bounds, a naive float64 computation, then traces."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -8,9 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from spinal_models import letters, tiny_subject
+from spinal_models import letters, tiny_model, tiny_subject
+from tiny_tokenizer import tiny_tokenizer
+from typer.testing import CliRunner
 
-from alignscope import InputError, compare_spinal, spinal_trace
+from alignscope import InputError, Report, compare_spinal, spinal_trace
+from alignscope.cli.main import app
 from alignscope.diagnose import spinal_lens
 from alignscope.diagnose.spinal_settings import TopTokens, reduced_vocabulary, top_tokens
 from alignscope.diagnose.spinal_vocabulary import reduced_angles, reduced_steps
@@ -128,7 +132,7 @@ def test_what_is_no_vocabulary_is_refused(given):
         top_tokens(given)
 
 
-# ---- in a trace
+# ---- in a trace, and by the command
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +241,31 @@ def test_a_last_layer_that_is_not_finite_still_drops_the_prompt(subject):
     broken = replace(trace.readings, entropy=entropy)
     assert np.flatnonzero(~broken.finite).tolist() == [3]
     assert broken.first_nonfinite(3) == 6
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"vocabulary": "union=5", "fail-if": "spinal_trace.angle_terminal_bucketed>9"},
+        {"lens": "final_only", "positions": "mean", "lens-positions": "last"},
+    ],
+)
+def test_the_command_takes_the_settings_and_the_report_records_them(tmp_path, options):
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    rows = [{"prompt": text, "response": " ab 12"} for text in PROMPTS]
+    (tmp_path / "prompts.json").write_text(json.dumps(rows))
+    options = {"positions": "2", "lens-positions": "response"} | options
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    arguments += ["--allow-quantized", "--quiet", "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(
+        app, ["trace", str(tmp_path / "model"), "--prompts", str(tmp_path / "prompts.json"), *arguments]
+    )
+    assert done.exit_code == 0, (done.output, done.exception)
+    settings = Report.load(tmp_path / "run").section("spinal_trace").settings
+    if "lens" in options:
+        expected = {"positions": "mean", "lens_positions": 0, "angle_vocabulary": "full", "lens": "final_only"}
+    else:
+        expected = {"positions": 2, "lens_positions": "response", "angle_vocabulary": "union_top_k=5", "lens": "logit"}
+    assert {name: settings[name] for name in expected} == expected
+    assert settings["allow_quantized"] is True
