@@ -193,7 +193,7 @@ def largest_distance(contrast: pd.DataFrame, count: Mapping[str, int], missing: 
 
 def _rows_said(trace: SpinalTrace) -> str:
     """Which rows the spectrum has, where it is not one last token a prompt."""
-    positions = trace.settings["positions"]
+    positions = trace.settings.get("positions", "last")
     if "n_eff" in trace.layers:
         low, high = trace.layers.n_eff.min(), trace.layers.n_eff.max()
         rows = int(trace.layers.n_rows.iloc[0])

@@ -35,7 +35,7 @@ def trace_warnings(n: int, model: "TracedModel", layers: pd.DataFrame, settings:
     if model.dtype in ROUGH_DTYPES:
         found += _deflation_warning(model.dtype, layers)
     found += format_warning(settings)
-    if settings["lens"] == FINAL_ONLY:
+    if settings.get("lens") == FINAL_ONLY:
         found.append(f"{ONLY_LAST}; of the other layers there is a spectrum, and no angle or entropy")
     fitted = layers[layers.alpha.notna()]
     if len(fitted) and not fitted.gates_passed.all():
