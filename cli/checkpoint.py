@@ -44,16 +44,29 @@ def trace(
     half_sample: Annotated[
         bool, typer.Option("--half-sample", help="Also the exponent corrected for few rows, where that is allowed.")
     ] = False,
+    positions: Annotated[
+        str, typer.Option(help="Rows of the spectrum: last, mean or all of a prompt's positions, or so many of them.")
+    ] = "last",
     lens: Annotated[
-        Path | None, typer.Option(help="Read out through this tuned lens (`alignscope lens train`).")
+        str | None,
+        typer.Option(help="Folder of a tuned lens (`alignscope lens train`) to read out through, or final_only."),
     ] = None,
     shared_lens: Annotated[
         bool, typer.Option("--shared-lens", help="Allow the lens of another model of the same shape.")
     ] = False,
     lens_positions: Annotated[
-        int | None,
-        typer.Option(help="Positions inside a prompt that are read beside the last; default: the preset's (4).", min=0),
+        str | None,
+        typer.Option(
+            help="Positions read beside the last: so many inside a prompt (default: the preset's, 4), last (none), all "
+            "or response."
+        ),
     ] = None,
+    vocabulary: Annotated[
+        str, typer.Option(help="Also angles on few tokens: K or top_k=K of the last layer, union=K of both layers.")
+    ] = "full",
+    allow_quantized: Annotated[
+        bool, typer.Option("--allow-quantized", help="Exponents also of packed low-bit weights.")
+    ] = False,
     max_invalid: options.MaxInvalid = 0.05,
     fail_if: options.FailIf = None,
     dtype: options.Dtype = "float32",
@@ -68,17 +81,18 @@ def trace(
     As it is:           alignscope trace my-model/ --prompts prompts.jsonl --out runs/trace
     Another estimator:  alignscope trace my-model/ --prompts prompts.jsonl --estimator hill --out runs/hill
     A tuned lens:       alignscope trace my-model/ --prompts prompts.jsonl --lens lenses/my-model --out runs/tuned
+    All positions:      alignscope trace my-model/ --prompts prompts.jsonl --positions all --out runs/pooled
     """
     from ..diagnose.gates import Gate, require_estimates
 
     gates = [Gate.parse(text) for text in fail_if or []]
 
-    from ..diagnose.spinal_estimates import TRACE_NAMES
+    from ..diagnose.spinal_estimates import REDUCED_NAMES, TRACE_NAMES
     from ..diagnose.trace_run import trace_run
     from .finish import command_line, finish
     from .progress import progress_bar
 
-    require_estimates(gates, {"spinal_trace": TRACE_NAMES})
+    require_estimates(gates, {"spinal_trace": TRACE_NAMES if vocabulary == "full" else TRACE_NAMES + REDUCED_NAMES})
     with progress_bar(quiet) as progress:
         report = trace_run(
             checkpoint,
@@ -101,14 +115,22 @@ def trace(
                 "drop_top": drop_top,
                 "stack": "all" if stack is None else stack,
                 "bias": "half_sample" if half_sample else None,
-                "lens": "logit" if lens is None else str(lens),
+                "positions": _count(positions),
+                "lens": "logit" if lens is None else lens,
                 "shared_lens": shared_lens,
-                "lens_positions": lens_positions,
+                "lens_positions": None if lens_positions is None else _count(lens_positions),
+                "vocabulary": _count(vocabulary),
+                "allow_quantized": allow_quantized,
             },
             progress=progress,
             command=command_line(),
         )
     finish(report, out, gates, as_json=as_json, quiet=quiet)
+
+
+def _count(text: str) -> str | int:
+    """A number where the option holds one; its word otherwise, which the library checks."""
+    return int(text) if text.isdecimal() else text
 
 
 def _window(text: str) -> tuple[float, float] | str:

@@ -27,6 +27,7 @@ REASONS = {  # why rows were set aside, and what is said of rows that were kept
     "no_context": "nothing precedes the first token to be scored",
     "no_scored_token": "no token of the completion could be scored",
     "no_token": "the prompt has no token of its own",
+    "no_response": "there is no answer behind the prompt, which lens_positions='response' reads",
     "too_long": "longer than the model's context",
     "non_finite_policy": "the policy gave no finite score",
     "non_finite_reference": "the reference gave no finite score",

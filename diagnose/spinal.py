@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
-from ..probes.encoding import Encoder, TextPolicy
+from ..probes.encoding import Encoder
 from ..probes.inputs import Invalid, PromptFile, check_invalid, read_prompts
 from ..probes.shards import item_key
 from .lens_choice import lens_facts, opened_lens
 from .naming import short_name
 from .spinal_between import SpinalDistance, spinal_distance
 from .spinal_compare import SpinalComparison, compare_spinal
+from .spinal_formats import format_facts
 from .spinal_lens import lens_vocabulary
-from .spinal_reading import Folder, Progress, Readings, TracedPrompt, opened, prepare_prompts, read_prompts_of
-from .spinal_settings import check_trace_settings, preset_values
+from .spinal_reading import Folder, Progress, ReadOptions, opened, prepare_prompts, read_prompts_of
+from .spinal_readings import Readings
+from .spinal_rows import TracedPrompt, text_policy
+from .spinal_settings import FINAL_ONLY, check_trace_settings, preset_values, reduced_vocabulary
 from .spinal_trace import TRACE_VERSION, SpinalTrace, TracedModel, analyse
 
 if TYPE_CHECKING:
@@ -40,11 +43,11 @@ def spinal_trace(
     subject: "Subject",
     prompts: "str | os.PathLike[str] | Iterable[Any] | PromptFile",
     *,
-    positions: str = "last",
+    positions: str | int = "last",
     window: tuple[float, float] | str | None = None,
     lens: "str | os.PathLike[str] | TunedLens" = "logit",
     preset: str = "robust",
-    lens_positions: int | None = None,
+    lens_positions: int | str | None = None,
     max_tokens: int = 128,
     temperature: float = 1.0,
     stack: str | int = "all",
@@ -52,7 +55,7 @@ def spinal_trace(
     row_scale: str | None = None,
     estimator: str = "ols",
     bias: str | None = None,
-    vocabulary: str = "full",
+    vocabulary: str | int = "full",
     drop_top: int = 0,
     groups: int = 16,
     batch_size: int = 16,
@@ -64,6 +67,7 @@ def spinal_trace(
     progress: Progress | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     shared_lens: bool = False,
+    allow_quantized: bool = False,
 ) -> SpinalTrace:
     """Contraction, transport and entropy of one model, layer by layer.
 
@@ -80,9 +84,20 @@ def spinal_trace(
     bias: "half_sample" adds alpha_corrected, refused under 4 independent rows a column. drop_top: adds
         alpha_without_top, without so many columns of largest variance, and the gate "outliers". stack: adds
         alpha_stacked, the mean over disjoint stacks of so many rows with its interval. All three beside alpha.
-    groups: of the delete-group jackknife.
-    lens: "logit", or a tuned lens (or its folder, see `train_lens`), which must be of this model unless `shared_lens`.
-    positions, vocabulary: their defaults only.
+    positions: rows of the spectrum. "last"; "mean" of the prompt's measured positions, which are all but BOS; "all" of
+        them, pooled; m: the last and m - 1 sampled ones, stratified and seeded. Of several rows a prompt, jackknife and
+        halves take whole prompts, N counts rows, and the columns n_eff and few_effective_rows say what they are worth
+        (`effective_rows`). The rows are held, float32, which is refused where memory does not allow it.
+    lens_positions: that are read beside the last and reported apart: so many sampled ones inside a prompt, "last"
+        (none), "all" measured ones, or "response": the tokens of the answer behind the prompt (the column `response`,
+        or the last turn of message lists), without an end of sequence. The headline stays at the prompt's last token;
+        prompt and answer together are cut to `max_tokens`. groups: of the delete-group jackknife.
+    lens: "logit", or a tuned lens (or its folder, see `train_lens`), which must be of this model unless `shared_lens`;
+        or "final_only": the last step and the entropy of the last layer alone, all other read-outs null.
+    vocabulary: "full"; k or "top_k=k" (the k most probable tokens of the last layer), "union=k" (of both layers of a
+        step): adds angle_bucketed, angle_renormalised, angle_dropped (`reduced_angles`) of the last token to `steps`;
+        all else stays over the full vocabulary.
+    allow_quantized: exponents also of packed weights, and contrasts of them between formats.
     template, eos: how text becomes ids, see TextPolicy; a prompt never gets an end of sequence.
     tokenizer: whose ids and chat template the prompts get, so that two models read the same; None is the model's own.
     max_invalid: share of prompts without a measurable token or with a NaN above which nothing is reported.
@@ -92,19 +107,20 @@ def spinal_trace(
     layer and row), or rows that would not fit in memory. The result changes neither with batch size nor prompt order.
     """
     check_trace_settings(locals())
-    tuned = opened_lens(lens, subject, shared=shared_lens)
+    tuned, final_only = opened_lens(lens, subject, shared=shared_lens), lens == FINAL_ONLY
     chosen = preset_values(preset, window=window, lens_positions=lens_positions)
-    window, lens_positions = chosen["window"], chosen["lens_positions"]
+    window = chosen["window"]
+    lens_positions = 0 if chosen["lens_positions"] == "last" else chosen["lens_positions"]
     file = read_prompts(prompts)
     encoder = Encoder(
         tokenizer or subject.tokenizer,
-        TextPolicy(template, eos),
+        text_policy(template, eos, lens_positions, max_tokens=max_tokens, limit=subject.limit),
         vocab_rows=subject.vocab_size,
         limit=subject.limit,
         source=file.source,
     )
     traced, invalid, n_duplicates = prepare_prompts(
-        file, encoder, max_tokens=max_tokens, lens_positions=lens_positions, seed=seed
+        file, encoder, max_tokens=max_tokens, lens_positions=lens_positions, seed=seed, positions=positions
     )
     check_invalid(file, max_invalid, more=invalid)
     if not traced:
@@ -128,7 +144,7 @@ def spinal_trace(
         "bias": bias,
         "drop_top": drop_top,
         "stack": stack,
-        **lens_facts(tuned),
+        **lens_facts(tuned, final_only=final_only),
         "lens_positions": lens_positions,
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -137,6 +153,8 @@ def spinal_trace(
         "seed": seed,
         "dtype": subject.dtype,
         "vocabulary": model.vocab,
+        "angle_vocabulary": reduced_vocabulary(vocabulary, model.vocab),
+        **format_facts(subject, allowed=allow_quantized),
         "text": encoder.facts(),
         "reconstructed": "window, token position and gates are not published",
     }
@@ -159,6 +177,7 @@ def spinal_trace(
         temperature=temperature,
         batch_size=batch_size,
         lens=tuned,
+        options=ReadOptions.of(settings),
         shards=shards,
         progress=progress,
     )
@@ -178,12 +197,13 @@ def spinal_trace(
 
 
 def _nonfinite(readings: Readings, prompts: list[TracedPrompt]) -> list[Invalid]:
-    """Prompts with a NaN or infinity at the last token, each with its first layer."""
+    """Prompts with a NaN or infinity at the last token (or a row of the spectrum), each with its first layer."""
+    where = "" if readings.pooled is None else " or another row of the spectrum"
     return [
         Invalid(
             row=prompts[i].row,
             reason="nonfinite_row",
-            detail=f"NaN or infinity at the last token from layer {readings.first_nonfinite(i)} on",
+            detail=f"NaN or infinity at the last token{where} from layer {readings.first_nonfinite(i)} on",
             name=prompts[i].prompt_id or "",
         )
         for i in np.flatnonzero(~readings.finite).tolist()

@@ -18,7 +18,8 @@ from ..probes.inputs import Invalid, PromptFile, check_invalid, read_prompts
 from ..probes.vocabulary import require_same_tokenizer
 from .naming import short_name
 from .spinal_lens import lens_between, lens_vocabulary
-from .spinal_reading import Progress, TracedPrompt, batches_of, captured, prepare_prompts
+from .spinal_reading import Progress, batches_of, prepare_prompts
+from .spinal_rows import TracedPrompt, captured
 from .spinal_settings import require_at_least
 from .spinal_trace import bootstrap_means, cluster_codes
 

@@ -23,6 +23,7 @@ from .spinal_retrace import Prompts, template_control
 from .spinal_score import block_norms_of, detected_estimates, detected_window, require_score_settings, score_of
 from .spinal_settings import require_at_least
 from .spinal_trace import SpinalTrace, bootstrap_means
+from .spinal_warnings import ONLY_LAST
 from .spinal_window import DetectedWindow
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ DEFAULT_CONTROLS = ("halves",)
 NOISE_SEEDS = 3
 SAME_SETTINGS = (
     *("positions", "lens", "lens_positions", "temperature", "window", "groups", "seed", "max_tokens"),
-    *("estimator", "centering", "row_scale"),
+    *("estimator", "centering", "row_scale", "angle_vocabulary"),
 )
 
 
@@ -253,7 +254,10 @@ def compare_spinal(
                 "alpha": found.no_exponents,
                 "distance": no_distance,
                 "residual": no_residual,
-                "efficiency": None
+                "read": ONLY_LAST if base.readings.final_only else None,
+                "efficiency": ONLY_LAST
+                if base.readings.final_only
+                else None
                 if found.means["d_efficiency_terminal"] is not None
                 else "the ends of this window "
                 "were not compared: a straightness is read for the last third and for last blocks that equal it",

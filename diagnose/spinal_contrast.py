@@ -159,14 +159,17 @@ def flipped(
 ) -> tuple[Float[np.ndarray, "K"], Float[np.ndarray, "K"]]:
     """p, adjusted for all rows, and t of a paired sign-flip test of cluster means.
 
-    p 1 and t 0 for a row whose mean |difference| is under `RESOLUTION`: what batching may move is not tested.
+    p 1 and t 0 for a row whose mean |difference| is under `RESOLUTION`: what batching may move is not tested. NaN for a
+    row that was not read.
     """
     difference = np.where(np.abs(difference).mean(1, keepdims=True) < RESOLUTION, 0.0, difference)
     means = by_cluster(difference, clusters)
     p, t = np.ones(len(difference)), np.zeros(len(difference))
     if len(means) < 2:
         return np.full_like(p, np.nan), np.full_like(t, np.nan)
-    some = (means != 0).any(0)
+    unread = np.isnan(difference).any(1)
+    p[unread], t[unread] = np.nan, np.nan
+    some = (means != 0).any(0) & ~unread
     if some.any():
         found_t, found_p = sign_flip_max_t(means[:, some], flips=FLIPS, seed=seed)
         p[some], t[some] = found_p, found_t

@@ -49,11 +49,11 @@ def halves_control(trace: SpinalTrace, terminal: tuple[int, int] | None, *, seed
     second = half_labels(clusters, seed)
     readings, settings = trace.readings.take(used), trace.settings
     dtype = trace.model.dtype
-    floors = [rounding_floor(rows, dtype) for rows in readings.rows]  # as of the trace itself
-    sides = [
-        spectra_of(readings.rows[:, half], clusters[half], settings, seed + part, floors, dtype)
-        for part, half in enumerate((~second, second))
-    ]
+    floors = [rounding_floor(rows, dtype) for rows in readings.spectrum_rows]  # as of the trace itself
+    sides = []
+    for part, half in enumerate((~second, second)):
+        read = readings.take(half)
+        sides.append(spectra_of(read.spectrum_rows, clusters[half][read.owner], settings, seed + part, floors, dtype))
     table, d_alpha = _unpaired_exponents(sides[0], sides[1], settings["window"], terminal)
 
     angle = readings.angle[1:]  # step 0, from the embeddings, belongs to no aggregate
@@ -100,7 +100,9 @@ def permuted(
         labels = np.tile(second, (min(CHUNK, PERMUTATIONS - start), 1)).astype(float)
         largest = np.nanmax(np.abs(_welch(values, random.permuted(labels, axis=1))), axis=1)
         reached += (largest[:, None] >= np.abs(observed)[None] * (1 - 1e-12)).sum(0)
-    return (1 + reached) / (1 + PERMUTATIONS), observed
+    unread = np.isnan(values).any(0)  # a step that was not read has no t, and moved no maximum
+    p = (1 + reached) / (1 + PERMUTATIONS)
+    return np.where(unread, np.nan, p), np.where(unread, np.nan, observed)
 
 
 def _welch(values: Float[np.ndarray, "C K"], labels: Float[np.ndarray, "B C"]) -> Float[np.ndarray, "B K"]:
@@ -131,9 +133,11 @@ def spectra_of(
     n_groups = settings["groups"] if len(np.unique(clusters)) >= settings["groups"] else 0
     how = SpectrumOptions.of(settings)
     labels = group_labels(clusters, max(n_groups, 1), seed)
-    full, jackknife, _ = all_layers(scaled(rows, how.row_scale), labels, n_groups, center=how.center)
+    full, jackknife, _ = all_layers(
+        scaled(rows, how.row_scale), labels, n_groups, center=how.center, downdate=how.pooled
+    )
     options: dict[str, Any] = {"n": rows.shape[1], "width": rows.shape[2], "window": settings["window"], "dtype": dtype}
-    options |= {"estimator": how.estimator}
+    options |= {"estimator": how.estimator, "refused": settings.get("no_exponents")}
     floors = floors if how.row_scale is None else [0.0] * len(full)  # as of the trace: they are in units of plain rows
     fits = [fit_layer(sigma, floor=floor, **options) for sigma, floor in zip(full, floors, strict=True)]
     spectra = np.zeros(jackknife.shape[1:])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DISTANCE_VERSION = 2  # raise it when a change moves a distance: those kept before are then not used
 BLOCK = 64  # prompts whose read-outs are compared at a time
 
-TUNED = "read through a tuned lens: trace with lens='logit' for it"
+NOT_LOGIT = "read through another lens: trace with lens='logit' for it"
 
 Subjects = tuple["Subject", "Subject"]
 Distance = Float[np.ndarray, "layers N"]
@@ -49,7 +49,7 @@ def base_distance(
     if subjects is None:
         return None, "models not given"
     if base.settings["lens"] != "logit":
-        return None, TUNED
+        return None, NOT_LOGIT
     for subject, trace in zip(subjects, (base, aligned), strict=True):
         if subject.fingerprint != trace.model.fingerprint:
             raise InputError(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .spinal_contrast import ExponentContrast, SpectraSide, exponent_contrast, windows
+from .spinal_formats import unlike_formats
 from .spinal_options import SpectrumOptions
 from .spinal_reading import Readings
 from .spinal_trace import SpinalTrace, bootstrap_means
@@ -70,7 +71,7 @@ def why_no_exponents(first: SpinalTrace, second: SpinalTrace) -> str | None:
         return f"different token ids (hash {first.token_hash[:12]} and {second.token_hash[:12]})"
     if first.model.d_model != second.model.d_model:
         return f"different widths ({first.model.d_model} and {second.model.d_model}): exponents move with N / d"
-    return None
+    return unlike_formats(first, second)
 
 
 def over_steps(values: Float[np.ndarray, "steps N"], window: Blocks) -> Float[np.ndarray, "N"] | None:

@@ -10,15 +10,18 @@ from jaxtyping import Float, Int
 from .report import Estimate, finite
 from .spinal_contrast import FLIPS, ExponentContrast
 from .spinal_controls import PERMUTATIONS, HalvesControl
+from .spinal_effects import over_steps
 from .spinal_geometry import TOO_SHORT
 from .spinal_settings import RESOLUTION
 from .spinal_trace import DRAWS, SAMPLING_ONLY, SpinalTrace, bootstrap_means, jackknife_se, student
+from .spinal_warnings import ONLY_LAST
 
 BOOTSTRAP = f"paired cluster bootstrap over prompts, {DRAWS} draws, percentile"
 FEW_CLUSTERS = "fewer than 20 prompts: no interval"
 NO_SAMPLED = "no sampled positions (lens_positions=0, or prompts of one token)"
 WEIGHTS = "prompts weigh the same (in the test of transport_p, clusters of prompts do)"
 UNITS = {"d_entropy_terminal": "nats", "d_efficiency_terminal": ""}  # the others: rad
+FORMS = {"bucketed": "in one bucket", "renormalised": "left out and renormalised"}  # of a reduced vocabulary
 LABELS = {
     "d_transport_terminal": "transport a step over the last blocks, aligned minus base",
     "d_transport_terminal_sampled": "the same at sampled positions inside the prompts",
@@ -38,6 +41,7 @@ TRACE_NAMES = (
     *("alpha_terminal", "angle_terminal", "path_length", "entropy_final", "gates_passed"),
     *("efficiency_terminal", "efficiency_path"),
 )
+REDUCED_NAMES = ("angle_terminal_bucketed", "angle_terminal_renormalised")  # with a reduced vocabulary
 
 
 def estimate(
@@ -130,14 +134,14 @@ def comparison_estimates(
     for name, values in means.items():
         distance = name.startswith("base_distance")
         why = "residual" if name.endswith("_residual") else "distance" if distance else "efficiency"
-        known = reasons[why] if distance or "efficiency" in name else None
+        known = reasons[why] if distance or "efficiency" in name else reasons.get("read")
         missing = reasons["window"] or known or "no step inside the window"
         value, low, high = math.nan, math.nan, math.nan
         held = count
         if values is not None:
             value, low, high = (float(part[0]) for part in bootstrap_means(values[None], clusters, seed))
             held = _held(values, clusters)
-            missing = NO_SAMPLED if name.endswith("_sampled") else missing
+            missing = NO_SAMPLED if name.endswith("_sampled") and known is None else missing
         found[name] = estimate(
             LABELS[name],
             value,
@@ -165,7 +169,7 @@ def comparison_estimates(
         method=f"t of a {jackknife}; smallest Holm-adjusted p over layers 1 to L; under {RESOLUTION:g} counts as 0",
         reason=reasons["alpha"] or "no layer has an exponent and its standard error in both models",
     )
-    return found | (_halves_estimates(halves, count, window, reasons["window"]) if halves else {})
+    return found | (_halves_estimates(halves, count, window, reasons["window"], reasons.get("read")) if halves else {})
 
 
 def largest_distance(contrast: pd.DataFrame, count: Mapping[str, int], missing: str | None) -> Estimate:
@@ -187,6 +191,16 @@ def largest_distance(contrast: pd.DataFrame, count: Mapping[str, int], missing: 
     )
 
 
+def _rows_said(trace: SpinalTrace) -> str:
+    """Which rows the spectrum has, where it is not one last token a prompt."""
+    positions = trace.settings.get("positions", "last")
+    if "n_eff" in trace.layers:
+        low, high = trace.layers.n_eff.min(), trace.layers.n_eff.max()
+        rows = int(trace.layers.n_rows.iloc[0])
+        return f"{rows} rows at {positions} positions of a prompt, worth {low:.0f} to {high:.0f} independent ones; "
+    return "" if positions == "last" else f"one row a prompt, the {positions} of its positions; "
+
+
 def _why_none(values: Float[np.ndarray, "N"] | None, no_window: str | None) -> str:
     if values is None:
         return no_window or "no step inside the window"
@@ -200,7 +214,11 @@ def _held(values: Float[np.ndarray, "N"], clusters: Int[np.ndarray, "N"]) -> dic
 
 
 def _halves_estimates(
-    halves: HalvesControl, count: Mapping[str, int], window: tuple[int, int] | None, no_window: str | None
+    halves: HalvesControl,
+    count: Mapping[str, int],
+    window: tuple[int, int] | None,
+    no_window: str | None,
+    unread: str | None,
 ) -> dict[str, Estimate]:
     sizes = f"{halves.n[0]} and {halves.n[1]} prompts"
     no_alpha = no_window or f"no exponents on halves of {sizes}: 46 prompts a half and 16 groups needed"
@@ -222,7 +240,7 @@ def _halves_estimates(
             **count,
             unit="rad",
             method=f"{sizes}; each half resampled by itself, {DRAWS} draws, percentile",
-            reason=no_window or f"too few prompts in a half for an interval ({sizes})",
+            reason=no_window or unread or f"too few prompts in a half for an interval ({sizes})",
             null_value=0.0,
         ),
         "null_transport_p": family_p(
@@ -261,25 +279,35 @@ def trace_estimates(trace: SpinalTrace, window: tuple[int, int] | None, no_windo
                 value + reach,
                 **count,
                 unit="",
-                method=f"mean over {len(some)} layers; delete-group jackknife, {len(jackknife)} groups; "
-                f"{SAMPLING_ONLY}",
-                reason=no_window or "no layer of the window has an exponent (see the column `reason`)"
+                method=f"mean over {len(some)} layers; {_rows_said(trace)}delete-group jackknife, {len(jackknife)} "
+                f"groups; {SAMPLING_ONLY}",
+                reason=(
+                    trace.settings.get("no_exponents")
+                    or no_window
+                    or "no layer of the window has an exponent (see the column `reason`)"
+                )
                 if math.isnan(value)
                 else "fewer prompts than jackknife groups",
             )
         )
     }
-    inside = None if window is None or window[0] == window[1] else used.angle[window[0] : window[1]].mean(0)
+    inside = over_steps(used.angle, window)
     path = used.angle[1:].sum(0) if len(used.angle) > 1 else None
     straight = None if window is None else used.efficiency(*window)
     whole = used.efficiency(1, trace.model.n_layers)
-    for name, label, values, unit in (
+    headlines = [
         ("efficiency_terminal", "geodesic efficiency over the last blocks (1 = a straight path)", straight, ""),
         ("efficiency_path", "geodesic efficiency from block 1 to the last block (1 = a straight path)", whole, ""),
         ("angle_terminal", "transport a step over the last blocks", inside, "rad"),
         ("path_length", "transport from block 1 to the last block, all steps added", path, "rad"),
         ("entropy_final", "entropy of the model's own next-token distribution", used.entropy[-1], "nats"),
-    ):
+    ]
+    reduced = f"on {trace.settings.get('angle_vocabulary')} tokens"
+    for form, angle in (("bucketed", used.angle_bucketed), ("renormalised", used.angle_renormalised)):
+        if angle is not None:
+            label = f"transport a step over the last blocks {reduced}, the rest {FORMS[form]}"
+            headlines.append((f"angle_terminal_{form}", label, over_steps(angle, window), "rad"))
+    for name, label, values, unit in headlines:
         numbers = [math.nan] * 3
         if values is not None:
             numbers = [float(part[0]) for part in bootstrap_means(values[None], clusters, seed)]
@@ -289,8 +317,10 @@ def trace_estimates(trace: SpinalTrace, window: tuple[int, int] | None, no_windo
             **(count if values is None else _held(values, clusters)),
             unit=unit,
             method=f"last token; {BOOTSTRAP.removeprefix('paired ')}",
-            reason=_why_none(values, no_window),
+            reason=ONLY_LAST if used.final_only else _why_none(values, no_window),
         )
+    ours_too = [name for name in found if used.final_only or name.startswith("angle_terminal_")]
+    found |= {name: ours(found[name]) for name in ours_too}
     fitted = trace.layers[trace.layers.alpha.notna()]
     found["gates_passed"] = Estimate(
         label="share of the layers' exponents that pass every gate",

@@ -87,20 +87,25 @@ def fit_layer(
     floor: float = 0.0,
     dtype: str = "float32",
     estimator: Estimator = "ols",
+    rows: str = "prompts",
+    refused: str | None = None,
 ) -> LayerFit:
     """Fit and gates of one layer's singular values (n rows of `width` columns); `halves`: spectra of n // 2 of them.
 
     floor: variance added by storage in `dtype` (spinal_spectra.rounding_floor). Of bfloat16 and float16 the ranks under
     it are dropped, in the halves too; the gate "floor" is judged on the window of all ranks. estimator: of alpha, see
-    `fit_power_law`; R^2, curvature and jitter stay those of lines. Thresholds: ours (docs/spinal.md).
+    `fit_power_law`; R^2, curvature and jitter stay those of lines. rows: what a row is called. refused: why there may
+    be no exponent. Thresholds: ours (docs/spinal.md).
     """
     plain = fit_power_law(sigma, window=window, estimator=estimator)
     sigma_plain, sigma = sigma, above_floor(sigma, n, floor, dtype)
     fit = fit_power_law(sigma, window=window, estimator=estimator)
     if plain.n_ranks == 0:
         return _without(fit, f"all {n} rows are the same: every prompt gives this layer the same input")
+    if refused is not None:
+        return _without(fit, refused)
     if n < MIN_ROWS or width < MIN_ROWS - 1:
-        return _without(fit, f"too few modes: {n} prompts of width {width}; {MIN_ROWS} prompts of width 45 needed")
+        return _without(fit, f"too few modes: {n} {rows} of width {width}; {MIN_ROWS} {rows} of width 45 needed")
     if fit.exponent is None and (plain.exponent is not None or fit.n_ranks == 0):
         under = f"{plain.n_ranks - fit.n_ranks} of {plain.n_ranks} ranks lie under the rounding floor of {dtype}"
         return _without(fit, f"{under}; trace in float32")

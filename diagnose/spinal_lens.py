@@ -43,7 +43,7 @@ def lens_steps(subject: "Subject", rows: Rows, *, vocab: int, temperature: float
     head = subject.head()
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     steps = [(layer, layer + 1) for layer in range(len(rows) - 1)]
-    for block in rows.to(subject.device).split(BLOCK if head else _places(len(rows), vocab), dim=1):
+    for block in rows.to(subject.device).split(BLOCK if head else places_at_once(len(rows), vocab), dim=1):
         if head is None:
             reading = _compare(subject.readout(block)[..., :vocab] / temperature, [*steps, *pairs])
             angle, entropy, more = reading.angle[: len(steps)], reading.entropy, reading.angle[len(steps) :]
@@ -78,7 +78,7 @@ def lens_between(
     """2 arccos sum sqrt(p q) of two models' read-outs of the same places, each through its own tail and head; rad."""
     heads = base.head(), aligned.head()
     simple = heads[0] is not None and heads[1] is not None and heads[0].weight.device == heads[1].weight.device
-    size = BLOCK if simple else _places(2 * len(base_rows), vocab)
+    size = BLOCK if simple else places_at_once(2 * len(base_rows), vocab)
     angles = []
     for start in range(0, base_rows.shape[1], size):
         a = base_rows[:, start : start + size].to(base.device)
@@ -100,7 +100,7 @@ def mass_outside(
 ) -> Float[np.ndarray, "places"]:
     """Probability that the read-out of each place gives to the entries first..vocab-1, in [0, 1]."""
     masses = []
-    for block in rows.to(subject.device).split(_places(1, vocab)):
+    for block in rows.to(subject.device).split(places_at_once(1, vocab)):
         p = (subject.readout(block[None])[0, :, :vocab].double() / temperature).softmax(-1)
         masses.append(p[:, first:].sum(-1).cpu())
     return torch.cat(masses).numpy()
@@ -123,7 +123,7 @@ def _kernel_distance(a: "Head", b: "Head", rows_a: Tensor, rows_b: Tensor, vocab
     ).angle
 
 
-def _places(streams: int, vocab: int) -> int:
+def places_at_once(streams: int, vocab: int) -> int:
     """As many places as `TILE_BYTES` of float32 logits hold, all streams together."""
     return max(1, TILE_BYTES // (4 * streams * vocab))
 

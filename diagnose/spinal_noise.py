@@ -8,7 +8,7 @@ from jaxtyping import Bool
 
 from ..errors import InputError
 from ..probes.block_noise import NoiseLostError, changed_blocks, noisy_blocks
-from .spinal_distance import TUNED
+from .spinal_distance import NOT_LOGIT
 from .spinal_effects import Blocks, Effects, effects
 from .spinal_nulls import Control
 from .spinal_reading import Folder, Progress
@@ -58,7 +58,7 @@ def of_noise(
     at a time: memory does not grow with the seeds. A prompt that is not finite under one seed leaves all of them.
     """
     if subjects is None or trace.settings["lens"] != "logit":
-        return "models not given" if subjects is None else TUNED
+        return "models not given" if subjects is None else NOT_LOGIT
     base, aligned = subjects
     try:
         norms = changed_blocks(base, aligned)

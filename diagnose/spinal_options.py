@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from ..probes.kernels import fit_power_law
 from ..probes.kernels.rank_plot import exponents_at
+from .spinal_settings import pooled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class SpectrumOptions:
     drop_top: int = 0
     bias: str | None = None
     stack: int | None = None
+    pooled: bool = False  # several rows a prompt
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "SpectrumOptions":
@@ -34,6 +36,7 @@ class SpectrumOptions:
             drop_top=settings.get("drop_top", 0),
             bias=settings.get("bias"),
             stack=None if stack == "all" else int(stack),
+            pooled=pooled(settings.get("positions", "last")),
         )
 
 
@@ -41,6 +44,8 @@ def scaled(rows: Float[np.ndarray, "*layers N d"], scale: str | None) -> Float[n
     """Rows divided by their root mean square ("rms") or length ("l2"); a row of zeros stays."""
     if scale is None:
         return rows
+    if rows.ndim > 2:  # a layer at a time: the float64 copies of all would take four times the rows
+        return np.stack([scaled(layer, scale) for layer in rows])
     size = np.sqrt((rows.astype(np.float64) ** 2).sum(-1, keepdims=True))
     size = size / math.sqrt(rows.shape[-1]) if scale == "rms" else size
     return (rows / np.where(size > 0, size, 1.0)).astype(rows.dtype)

@@ -4,117 +4,65 @@ Prompts are kept in the order of a hash of their text, and batches hold prompts 
 file nor the batch size changes a number. Finished batches are kept as shards, so that a killed run repeats one at most.
 """
 
-import hashlib
-import json
-import math
 import os
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from ..errors import InputError
-from ..probes.capture import rows_at
 from ..probes.encoding import Encoder
 from ..probes.inputs import Invalid, PromptFile
-from ..probes.padding import padded
+from ..probes.kernels.lens_state import Pairs
 from ..probes.shards import item_key
 from .naming import short_name
-from .spinal_geometry import geodesic_efficiency, turning
-from .spinal_lens import lens_steps
+from .spinal_lens import LensSteps, lens_steps
+from .spinal_readings import MIN_WINDOW as MIN_WINDOW  # these are read from here, too
+from .spinal_readings import Readings, layer_pairs, reading_arrays, readings_from, rows_of
+from .spinal_readings import last_third as last_third
+from .spinal_rows import TracedPrompt, captured, traced_prompt
+from .spinal_rows import sampled_positions as sampled_positions  # read from here beside what uses it
+from .spinal_settings import FINAL_ONLY, TopTokens, top_tokens
+from .spinal_vocabulary import reduced_steps
 
 if TYPE_CHECKING:
     from ..probes.subject import Subject
     from ..probes.tuned_lens import TunedLens
 
 READING_VERSION = 2  # raise it when a change moves a reading: shards of before are then not used
-MIN_WINDOW = 3  # blocks of a terminal window
 Folder = str | os.PathLike[str]
 TORN = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)  # what reading a damaged file raises
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TracedPrompt:
-    """A prompt as ids; `positions` are read: the last real token, then the sampled ones (never BOS, never the last)."""
-
-    row: int  # data row in its file, from 1
-    prompt_id: str | None
-    digest: str  # sha256 of the text
-    ids: tuple[int, ...]
-    positions: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Readings:
-    """What one model gave on N prompts. Layer 0 is the embeddings; a step l goes from layer l to l + 1."""
-
-    rows: Float[np.ndarray, "layers N d"]  # residual at the last token, before the final norm, float32
-    angle: Float[np.ndarray, "steps N"]  # of the last token, radians
-    entropy: Float[np.ndarray, "layers N"]  # of the last token, nats
-    angle_sampled: Float[np.ndarray, "steps N"]  # mean over the prompt's sampled positions; NaN where it has none
-    entropy_sampled: Float[np.ndarray, "layers N"]
-    across: Float[np.ndarray, "pairs N"]  # angles of `layer_pairs` at the last token, radians
-
-    @property
-    def finite(self) -> Bool[np.ndarray, "N"]:
-        """Prompts without a NaN or infinity at the last token, in any layer."""
-        return np.isfinite(self.rows).all((0, 2)) & np.isfinite(self.angle).all(0) & np.isfinite(self.entropy).all(0)
-
-    def first_nonfinite(self, prompt: int) -> int:
-        """The first layer that is not finite at this prompt's last token."""
-        bad = ~np.isfinite(self.rows[:, prompt]).all(1) | ~np.isfinite(self.entropy[:, prompt])
-        return int(bad.argmax())
-
-    def take(self, prompts: Int[np.ndarray, "M"] | Bool[np.ndarray, "N"]) -> "Readings":
-        """The readings of some prompts."""
-        return Readings(**{field.name: getattr(self, field.name)[:, prompts] for field in fields(self)})
-
-    @property
-    def turning(self) -> Float[np.ndarray, "inner N"]:
-        """Change of direction at layers 2..L-1, radians; NaN where a step is too short."""
-        inner = max(len(self.angle) - 2, 0)  # angle[l] is the step l -> l + 1
-        return turning(self.angle[1 : 1 + inner], self.angle[2 : 2 + inner], self.across[:inner])
-
-    def efficiency(self, first: int, last: int) -> Float[np.ndarray, "N"] | None:
-        """Geodesic efficiency between two layers a prompt; None for ends that were not compared (`layer_pairs`)."""
-        pairs = layer_pairs(len(self.angle))
-        if (first, last) not in pairs or last < first + 2:
-            return None
-        return geodesic_efficiency(self.across[pairs.index((first, last))], self.angle[first:last].sum(0))
-
-
 def prepare_prompts(
-    file: PromptFile, encoder: Encoder, *, max_tokens: int, lens_positions: int, seed: int
+    file: PromptFile,
+    encoder: Encoder,
+    *,
+    max_tokens: int,
+    lens_positions: int | str,
+    seed: int,
+    positions: int | str = "last",
 ) -> tuple[list[TracedPrompt], list[Invalid], int]:
-    """Prompts to trace, those that have no token to measure, and how many were dropped as the same ids as another."""
+    """Prompts to trace, those that have no token to measure, and how many were dropped as the same ids as another.
+
+    lens_positions, positions: see `traced_prompt`.
+    """
     kept: dict[tuple[int, ...], TracedPrompt] = {}
     invalid = []
     for prompt in file:
-        ids = encoder.encode_prompt(prompt, max_tokens)
-        if isinstance(ids, Invalid):
-            invalid.append(ids)
-            continue
-        first = _first_measured(ids, encoder)
-        if len(ids) <= first:
-            invalid.append(Invalid(row=prompt.row, reason="no_token", detail="no token but the one added before it"))
-            continue
-        digest = hashlib.sha256(json.dumps(prompt.text, sort_keys=True).encode()).hexdigest()
-        found = TracedPrompt(
-            row=prompt.row,
-            prompt_id=prompt.prompt_id,
-            digest=digest,
-            ids=ids,
-            positions=(len(ids) - 1, *sampled_positions(ids, first, lens_positions, seed)),
+        found = traced_prompt(
+            prompt, encoder, max_tokens=max_tokens, lens_positions=lens_positions, positions=positions, seed=seed
         )
-        if ids not in kept or _precedes(found, kept[ids]):
-            kept[ids] = found
+        if isinstance(found, Invalid):
+            invalid.append(found)
+        elif found.key not in kept or _precedes(found, kept[found.key]):
+            kept[found.key] = found
     prompts = sorted(kept.values(), key=lambda p: p.digest)
     return prompts, invalid, len(file) - len(invalid) - len(prompts)
 
@@ -125,17 +73,26 @@ def _precedes(first: TracedPrompt, second: TracedPrompt) -> bool:
     return keys[0] < keys[1]
 
 
-def sampled_positions(ids: Sequence[int], first: int, n: int, seed: int) -> tuple[int, ...]:
-    """At most n positions of first..len(ids)-2, one from each of n equal strata; seeded by the ids themselves."""
-    room = len(ids) - 1 - first
-    if n == 0:
-        return ()
-    if room <= n:
-        return tuple(range(first, first + max(room, 0)))
-    digest = hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).digest()
-    random = np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])
-    bounds = [first + i * room // n for i in range(n + 1)]
-    return tuple(int(random.integers(low, high)) for low, high in pairwise(bounds))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadOptions:
+    """What is read beside, or in place of, the last token of every layer over the whole vocabulary."""
+
+    mean: bool = False  # the spectrum is that of the means of the prompts' rows
+    top: TopTokens | None = None  # angles on a reduced vocabulary, too
+    final_only: bool = False
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "ReadOptions":
+        """From the settings of a trace; those of before the options are the defaults."""
+        return cls(
+            mean=settings.get("positions") == "mean",
+            top=top_tokens(settings.get("angle_vocabulary", "full")),
+            final_only=settings.get("lens") == FINAL_ONLY,
+        )
+
+    def key(self) -> list[str]:
+        """Parts of a shard's key; none under the defaults."""
+        return [] if self == ReadOptions() else [repr(self)]
 
 
 def read_prompts_of(
@@ -146,6 +103,7 @@ def read_prompts_of(
     temperature: float,
     batch_size: int,
     lens: "TunedLens | None" = None,
+    options: ReadOptions | None = None,
     shards: Folder | None = None,
     progress: Progress | None = None,
 ) -> Readings:
@@ -153,26 +111,29 @@ def read_prompts_of(
 
     lens: residuals are read out through its translators; their rows, and so their spectra, stay as they are.
     """
-    _require_memory(subject, len(prompts))
+    options = options or ReadOptions()
+    n_pooled = np.array([len(prompt.rows) for prompt in prompts])
+    n_pooled = np.minimum(n_pooled, 1) if options.mean else n_pooled
+    _require_memory(subject, len(prompts), int(n_pooled.sum()))
     batches = batches_of(prompts, batch_size)
     folder = None if shards is None else opened(shards)
     stage, done, total = f"tracing {short_name(subject.name)}", 0, sum(len(prompt.ids) for prompt in prompts)
     whole: Readings | None = None
     for number, batch in enumerate(batches):
         some = [prompts[i] for i in batch]
-        ids = [(prompt.ids, prompt.positions) for prompt in some]
+        ids = [(prompt.ids, prompt.positions, *([prompt.rows] if prompt.rows else [])) for prompt in some]
         how = (subject.fingerprint, subject.dtype, subject.device, vocab, temperature)
-        key = item_key(READING_VERSION, *how, ids, *([] if lens is None else [lens.fingerprint]))
+        more = [*([] if lens is None else [lens.fingerprint]), *options.key()]
+        key = item_key(READING_VERSION, *how, ids, *more)
         path = None if folder is None else folder / f"batch_{number:05d}.npz"
         part = None if path is None else _read_shard(path, key)
         if part is None:
-            part = _read_batch(subject, some, vocab, temperature, lens)
+            part = _read_batch(subject, some, vocab, temperature, lens, options)
             if path is not None:
-                write_arrays(path, {"key": np.array(key), **_arrays(part)})
+                write_arrays(path, {"key": np.array(key), **reading_arrays(part)})
         if whole is None:
-            whole = _empty(part, len(prompts))
-        for field in fields(Readings):
-            getattr(whole, field.name)[:, batch] = getattr(part, field.name)
+            whole = _empty(part, len(prompts), n_pooled)
+        _fill(whole, part, np.array(batch), n_pooled)
         done += sum(len(prompt.ids) for prompt in some)
         if progress is not None:
             progress(stage, done, total)
@@ -181,14 +142,30 @@ def read_prompts_of(
 
 
 def _read_batch(
-    subject: "Subject", prompts: list[TracedPrompt], vocab: int, temperature: float, lens: "TunedLens | None"
+    subject: "Subject",
+    prompts: list[TracedPrompt],
+    vocab: int,
+    temperature: float,
+    lens: "TunedLens | None",
+    options: ReadOptions,
 ) -> Readings:
-    rows, owner, first = captured(subject, prompts)
+    found = captured(subject, prompts, mean=options.mean)
+    rows, owner, first = found.rows, found.owner, found.first
     sampled = np.setdiff1d(np.arange(len(owner)), first)
     last_rows, inner_rows = rows[:, torch.from_numpy(first)], rows[:, torch.from_numpy(sampled)]
     read = [last_rows, inner_rows] if lens is None else [lens.translate(part) for part in (last_rows, inner_rows)]
-    last = lens_steps(subject, read[0], vocab=vocab, temperature=temperature, pairs=layer_pairs(subject.n_layers))
-    inside = lens_steps(subject, read[1], vocab=vocab, temperature=temperature)
+    how: dict[str, Any] = {"vocab": vocab, "temperature": temperature}
+    steps = _last_steps if options.final_only else lens_steps
+    last = steps(subject, read[0], **how, pairs=layer_pairs(subject.n_layers))
+    inside = steps(subject, read[1], **how)
+    more: dict[str, Any] = {}
+    if found.pooled is not None:
+        more["pooled"] = found.pooled.numpy()
+        more["n_pooled"] = np.array([1 if options.mean else len(prompt.rows) for prompt in prompts])
+    if options.top is not None:
+        reduced = reduced_steps(subject, read[0][-2:] if options.final_only else read[0], top=options.top, **how)
+        above = len(rows) - 1 - len(reduced.bucketed)
+        more |= {f"angle_{name}": _below(angle, above) for name, angle in reduced._asdict().items()}
     return Readings(
         rows=last_rows.numpy(),
         angle=last.angle,
@@ -196,37 +173,31 @@ def _read_batch(
         angle_sampled=_means(inside.angle, owner[sampled], len(prompts)),
         entropy_sampled=_means(inside.entropy, owner[sampled], len(prompts)),
         across=last.pair_angle,
+        final_only=options.final_only,
+        **more,
     )
 
 
-def captured(
-    subject: "Subject", prompts: Sequence[TracedPrompt]
-) -> tuple[Float[torch.Tensor, "layers n d"], Int[np.ndarray, "n"], Int[np.ndarray, "N"]]:
-    """Residual rows at the prompts' positions from one forward pass, whose row each is, and each prompt's first one."""
-    ids, mask = padded([prompt.ids for prompt in prompts], 0)
-    counts = torch.tensor([len(prompt.positions) for prompt in prompts])
-    owner = torch.repeat_interleave(torch.arange(len(prompts)), counts)
-    columns = torch.tensor([position for prompt in prompts for position in prompt.positions])
-    trace = subject.trace(ids.to(subject.device), mask.to(subject.device), reduce=rows_at(owner, columns))
-    rows = torch.stack([trace[layer].float().cpu() for layer in range(subject.n_layers + 1)])
-    return rows, owner.numpy(), (counts.cumsum(0) - counts).numpy()
+def _last_steps(
+    subject: "Subject", rows: Float[torch.Tensor, "layers n d"], *, vocab: int, temperature: float, pairs: Pairs = ()
+) -> LensSteps:
+    """The step into the last layer and the entropy of that layer; NaN for all others, which are not read out."""
+    found = lens_steps(subject, rows[-2:], vocab=vocab, temperature=temperature)
+    n = len(rows)
+    return LensSteps(
+        _below(found.angle, n - 2), _below(found.entropy[1:], n - 1), np.full((len(pairs), rows.shape[1]), np.nan)
+    )
+
+
+def _below(values: Float[np.ndarray, "K n"], above: int) -> Float[np.ndarray, "layers n"]:
+    """The values behind `above` rows of NaN."""
+    return np.concatenate([np.full((above, values.shape[1]), np.nan), values])
 
 
 def batches_of(prompts: Sequence[TracedPrompt], batch_size: int) -> list[list[int]]:
     """Indices of prompts of like length together, the longest first."""
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), i))
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-
-
-def layer_pairs(n_layers: int) -> list[tuple[int, int]]:
-    """Layers compared beside the steps: (l - 1, l + 1) for turning at l = 2..L-1, then (1, L) and the last third."""
-    pairs = [(layer - 1, layer + 1) for layer in range(2, n_layers)]
-    return [*pairs, (1, n_layers), (last_third(n_layers)[0], n_layers)] if n_layers >= MIN_WINDOW else pairs
-
-
-def last_third(n_layers: int) -> tuple[int, int]:
-    """First and last block of the last max(3, ceil(L / 3))."""
-    return n_layers - max(MIN_WINDOW, math.ceil(n_layers / 3)) + 1, n_layers
 
 
 def _means(values: Float[np.ndarray, "K n"], owners: Int[np.ndarray, "n"], n: int) -> Float[np.ndarray, "K N"]:
@@ -240,22 +211,22 @@ def _means(values: Float[np.ndarray, "K n"], owners: Int[np.ndarray, "n"], n: in
     return means
 
 
-def _first_measured(ids: tuple[int, ...], encoder: Encoder) -> int:
-    """The first position that is no BOS and nothing else the tokenizer put before the text."""
-    prefix = encoder.prefix
-    if prefix and ids[: len(prefix)] == prefix:
-        return len(prefix)
-    return int(bool(ids) and ids[0] == encoder.bos_id)
-
-
-def _empty(part: Readings, n: int) -> Readings:
+def _empty(part: Readings, n: int, n_pooled: Int[np.ndarray, "N"]) -> Readings:
     """Room for n prompts, shaped like `part`."""
-    arrays = _arrays(part).items()
-    return Readings(**{name: np.empty((len(a), n, *a.shape[2:]), dtype=a.dtype) for name, a in arrays})
+    room: dict[str, Any] = {"final_only": part.final_only}
+    for name, a in reading_arrays(part).items():
+        if name == "n_pooled":
+            room[name] = n_pooled
+        elif name != "final_only":
+            room[name] = np.empty((len(a), int(n_pooled.sum()) if name == "pooled" else n, *a.shape[2:]), dtype=a.dtype)
+    return Readings(**room)
 
 
-def _arrays(readings: Readings) -> dict[str, np.ndarray]:
-    return {field.name: getattr(readings, field.name) for field in fields(Readings)}
+def _fill(whole: Readings, part: Readings, batch: Int[np.ndarray, "B"], n_pooled: Int[np.ndarray, "N"]) -> None:
+    """Put the readings of the prompts `batch` in their places."""
+    for name, a in reading_arrays(part).items():
+        if name not in ("n_pooled", "final_only"):
+            getattr(whole, name)[:, rows_of(batch, n_pooled) if name == "pooled" else batch] = a
 
 
 def opened(folder: Folder) -> Path:
@@ -290,19 +261,24 @@ def _read_shard(path: Path, key: str) -> Readings | None:
         arrays = read_arrays(path)
         if str(arrays["key"]) != key:
             return None
-        return Readings(**{field.name: arrays[field.name] for field in fields(Readings)})
+        return readings_from(arrays)
     except TORN:
         return None
 
 
-def _require_memory(subject: "Subject", n: int) -> None:
-    """Refuse before the first forward pass what would swap at the end."""
-    needed = 4 * (subject.n_layers + 1) * n * subject.d_model
+def _require_memory(subject: "Subject", n: int, more: int = 0) -> None:
+    """Refuse before the first forward pass what would swap at the end. more: rows of the spectrum beside n last ones.
+
+    Rows are held, not second moments of every layer and jackknife group: those are smaller only from about 34 d rows on
+    (17 float64 matrices of d x d against rows of d float32), and halves of the prompts need the rows once more.
+    """
+    needed = 4 * (subject.n_layers + 1) * (n + more) * subject.d_model
     free = available_bytes()
     if free is not None and 2.5 * needed > free:  # rows, a copy of those in use, and scratch of one layer
+        also, advice = (f" and {more} rows of theirs", ", or positions=m for m rows a prompt") if more else ("", "")
         raise InputError(
-            f"{n} prompts x {subject.n_layers + 1} layers x {subject.d_model} columns of float32 are "
-            f"{needed / 2**30:.1f} GB, and {free / 2**30:.1f} GB of memory are free: give fewer prompts"
+            f"{n} prompts{also} x {subject.n_layers + 1} layers x {subject.d_model} columns of float32 are "
+            f"{needed / 2**30:.1f} GB, and {free / 2**30:.1f} GB of memory are free: give fewer prompts{advice}"
         )
 
 

@@ -13,11 +13,12 @@ import numpy as np
 from jaxtyping import Bool
 
 from ..errors import InputError
-from ..probes.encoding import Encoder, TextPolicy
+from ..probes.encoding import Encoder
 from ..probes.inputs import PromptFile, read_prompts
-from .spinal_distance import TUNED
+from .spinal_distance import NOT_LOGIT
 from .spinal_nulls import Control
-from .spinal_reading import Folder, Progress, opened, prepare_prompts, read_prompts_of
+from .spinal_reading import Folder, Progress, ReadOptions, opened, prepare_prompts, read_prompts_of
+from .spinal_rows import text_policy
 from .spinal_trace import SpinalTrace, analyse
 from .statistics import MIN_CLUSTERS
 
@@ -47,7 +48,7 @@ def template_control(
     if subjects is None or prompts is None:
         return without("models or prompts not given")
     if trace.settings["lens"] != "logit":
-        return without(TUNED)
+        return without(NOT_LOGIT)
     if trace.token_hash != aligned_trace.token_hash:
         return without("the models read the texts as different ids")
     text = trace.settings["text"]
@@ -60,14 +61,14 @@ def template_control(
     try:
         encoder = Encoder(
             aligned.tokenizer,
-            TextPolicy("chat", text["eos"]),
+            text_policy("chat", text["eos"], trace.settings["lens_positions"], max_tokens=10**9, limit=base.limit),
             vocab_rows=base.vocab_size,
             limit=base.limit,
             source=file.source,
         )
     except InputError as error:  # no tokenizer, or one without a template
         return without(str(error))
-    positions = {"lens_positions": trace.settings["lens_positions"], "seed": trace.settings["seed"]}
+    positions = {name: trace.settings[name] for name in ("lens_positions", "positions", "seed")}
     whole = {p.digest: p for p in prepare_prompts(file, encoder, max_tokens=10**9, **positions)[0]}
     uncut = np.array(
         [len(p.ids) < trace.settings["max_tokens"] and p.digest in whole for p in trace.prompts], dtype=bool
@@ -102,6 +103,7 @@ def read_again(
         vocab=model.vocab,
         temperature=settings["temperature"],
         batch_size=settings["batch_size"],
+        options=ReadOptions.of(settings),
         shards=shards,
         progress=told,
     )

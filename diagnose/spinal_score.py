@@ -156,7 +156,8 @@ def detected_window(base: SpinalTrace, aligned: SpinalTrace, *, seed: int) -> De
     kept, second = np.flatnonzero(base.kept), half_labels(clusters, seed)
     halves = (~second, second)
     floors = [
-        [rounding_floor(rows, trace.model.dtype) for rows in trace.readings.rows[:, kept]] for trace in (base, aligned)
+        [rounding_floor(rows, trace.model.dtype) for rows in trace.readings.take(kept).spectrum_rows]
+        for trace in (base, aligned)
     ]
     found = [_half(base, aligned, kept[half], clusters[half], floors) for half in halves]
     return detected(
@@ -185,7 +186,7 @@ def _half(
         alpha_groups = np.full((n_groups, len(d_alpha)), np.nan)
     else:
         sides = [
-            spectra_of(readings.rows, clusters, settings, seed, floor, base.model.dtype)
+            spectra_of(readings.spectrum_rows, clusters[readings.owner], settings, seed, floor, base.model.dtype)
             for readings, floor in zip(used, floors, strict=True)
         ]
         values, groups = exponents_of_both(sides[0], sides[1], settings["window"])

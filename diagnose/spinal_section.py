@@ -13,6 +13,7 @@ from .report import Estimate, Finding, Section, SectionResult
 from .spinal_contrast import MIN_TESTED, terminal_window
 from .spinal_controls import ALARM
 from .spinal_estimates import trace_estimates
+from .spinal_formats import unpacked_finding
 from .spinal_null_findings import CONTROLS_WANTED, beside_controls, caveat, controls_findings
 from .spinal_score import DETECTED_NAMES
 from .spinal_settings import RESOLUTION
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
 WINDOWS = ("d_alpha_terminal", "d_alpha_terminal_wide", "d_alpha_terminal_bulk")
 LAYERS = (
     "a row a model and layer (0 = embeddings): exponent with gates, rank measures, entropy; n prompts, n_sampled of "
-    "them with sampled positions"
+    "them with sampled positions; of pooled rows n_rows, n_eff (independent rows they are worth), few_effective_rows"
 )
-STEPS = "a row a model and step l to l + 1: angle at the last token and at sampled positions (n, n_sampled), radians"
+STEPS = (
+    "a row a model and step l to l + 1: angle at the last token and at sampled positions (n, n_sampled), radians; on a "
+    "reduced vocabulary angle_bucketed <= angle <= angle_dropped, and angle_renormalised (reconstructed)"
+)
 SLOPES = "a row a model, layer and rank: the local exponent alpha(k); one power law would be flat"
 CONTRAST = "a row a layer: differences of exponent and entropy, aligned minus base, the same-layer distance; n prompts"
 TRANSPORT = (
@@ -139,7 +143,8 @@ def _trace_findings(trace: "SpinalTrace", estimates: dict[str, Estimate]) -> tup
             next_step="Compare it with its base on the same prompts.",
         )
     ]
-    return (*findings, *_gate_finding(trace, trace.model.name, "spinal_trace", ["spinal_trace.gates_passed"]))
+    flagged = _gate_finding(trace, trace.model.name, "spinal_trace", ["spinal_trace.gates_passed"])
+    return (*findings, *unpacked_finding(trace), *flagged)
 
 
 def _gate_finding(trace: "SpinalTrace", name: str, section: str, rests_on: list[str]) -> list[Finding]:

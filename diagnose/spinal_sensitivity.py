@@ -43,8 +43,12 @@ def corrected(
     window: RankWindow,
     options: SpectrumOptions,
     seed: int,
+    n_eff: float | None = None,
 ) -> tuple[float, str | None]:
-    """2 alpha(N) - mean alpha of two disjoint halves of the prompts (`bias="half_sample"`), or why it is refused."""
+    """2 alpha(N) - mean alpha of two disjoint halves of the prompts (`bias="half_sample"`), or why it is refused.
+
+    n_eff: independent rows that the rows are worth; None is one a cluster.
+    """
     if options.bias is None:
         return math.nan, None
     spectrum = RowSpectrum(rows, center=options.center)
@@ -54,8 +58,8 @@ def corrected(
     for side, padded in enumerate(sides):
         values = spectrum.subset(np.flatnonzero(half == side))[: len(whole)]
         padded[: len(values)] = values
-    n_clusters = len(np.unique(clusters))
-    fit = corrected_exponent(whole, sides[0], sides[1], window=window, effective_rows=n_clusters)
+    worth = len(np.unique(clusters)) if n_eff is None else n_eff
+    fit = corrected_exponent(whole, sides[0], sides[1], window=window, effective_rows=worth)
     return (math.nan if fit.exponent is None else fit.exponent), fit.reason
 
 
@@ -106,8 +110,11 @@ def add_options(
             layers.at[layer, "reason"] = f"{reason}; {said}" if isinstance(reason, str) else said
             layers.at[layer, "gates_passed"] = False
     if options.bias is not None:
+        n_eff = layers.n_eff.tolist() if options.pooled else [None] * len(layers)
         pairs = [
-            corrected(rows[layer], clusters, window, options, seed) if layer in fitted else (math.nan, "no exponent")
+            corrected(rows[layer], clusters, window, options, seed, n_eff[layer])
+            if layer in fitted
+            else (math.nan, "no exponent")
             for layer in range(len(layers))
         ]
         layers["alpha_corrected"], layers["alpha_corrected_reason"] = [p[0] for p in pairs], [p[1] for p in pairs]

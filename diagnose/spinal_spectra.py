@@ -20,16 +20,19 @@ class RowSpectrum:
 
     From the Gram matrix of the smaller side, in float64 after centring; values under 1e-7 of the first are rounding of
     0 (a fit counts them from 1e-6). At most min(distinct rows - 1, d) values; none where all rows are the same.
-    center=False: the rows as they are, min(distinct rows, d) values.
+    center=False: the rows as they are, min(distinct rows, d) values. downdate: the second moments of a subset are those
+    of all rows less those of the rest, where N > d and the rest is smaller: equal up to rounding, and of 16 groups that
+    are left out in turn each row is squared once.
     """
 
-    def __init__(self, rows: Float[np.ndarray, "N d"], *, center: bool = True) -> None:
+    def __init__(self, rows: Float[np.ndarray, "N d"], *, center: bool = True, downdate: bool = False) -> None:
         self.n, self.width = rows.shape
         self.center = center
         self.n_distinct = len({row.tobytes() for row in rows})
         x = torch.from_numpy(np.array(rows, dtype=np.float64))
         self._rows = x - x.mean(0) if center else x
         self._gram = self._rows @ self._rows.T if self.n <= self.width else None
+        self._scatter = self._rows.T @ self._rows if downdate and self.n > self.width else None
 
     def values(self) -> Float[np.ndarray, "r"]:
         """Of all rows."""
@@ -44,6 +47,8 @@ class RowSpectrum:
             gram = self._gram[chosen][:, chosen]
             mean = gram.mean(0)
             gram = gram - mean - mean[:, None] + mean.mean() if self.center else gram
+        elif self._scatter is not None and (keep is None or (2 * len(keep) >= self.n and len(keep) > self.width)):
+            gram = self._downdated(keep)
         else:
             x = self._rows[chosen]
             x = x - x.mean(0) if self.center else x
@@ -51,6 +56,20 @@ class RowSpectrum:
         n = self.n if keep is None else len(keep)
         eigenvalues = torch.linalg.eigvalsh(gram).flip(0)[: min(n - self.center, self.width)]
         return eigenvalues.clamp(min=0).sqrt().numpy()
+
+    def _downdated(self, keep: Int[np.ndarray, "n"] | None) -> Float[torch.Tensor, "d d"]:
+        """sum (x - c)(x - c)^T of some rows, c their mean or 0, from that of all rows and that of the rest."""
+        assert self._scatter is not None
+        if keep is None:
+            return self._scatter
+        left = np.ones(self.n, dtype=bool)
+        left[keep] = False
+        rest = self._rows[torch.from_numpy(left)]
+        scatter = self._scatter - rest.T @ rest
+        if not self.center:
+            return scatter
+        total = rest.sum(0)  # the centred rows of both parts sum to 0
+        return scatter - torch.outer(total, total) / len(keep)
 
 
 def rounding_floor(rows: Float[np.ndarray, "N d"], dtype: str) -> float:
@@ -81,6 +100,13 @@ def delete_group_spectra(spectra: RowSpectrum, groups: Int[np.ndarray, "N"], n_g
     return found
 
 
+def half_rows(clusters: Int[np.ndarray, "N"], owner: Int[np.ndarray, "rows"], seed: int) -> list[Int[np.ndarray, "_"]]:
+    """Rows of random halves of the clusters of prompts, all rows of a cluster together; none under 4 clusters."""
+    codes = np.unique(clusters, return_inverse=True)[1]
+    n = int(codes.max(initial=-1)) + 1
+    return [np.flatnonzero(np.isin(codes[owner], half)) for half in half_samples(n, seed)] if n >= 4 else []
+
+
 def half_samples(n: int, seed: int) -> list[Int[np.ndarray, "half"]]:
     """`HALF_DRAWS` random halves of 0..n-1, each without replacement."""
     random = np.random.default_rng([seed, 2])
@@ -94,6 +120,7 @@ def all_layers(
     *,
     halves: Sequence[Int[np.ndarray, "_"]] = (),
     center: bool = True,
+    downdate: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Float[np.ndarray, "_"]], Float[np.ndarray, "G layers k"], list[list[Float[np.ndarray, "_"]]]]:
     """Of every layer: the spectrum, those without each group, and those of the `halves`. progress(done, layers)."""
@@ -101,7 +128,7 @@ def all_layers(
     full, halved = [], []
     jackknife = np.zeros((n_groups, n_layers, max(0, min(n - center, width))))
     for layer in range(n_layers):
-        spectrum = RowSpectrum(rows[layer], center=center)
+        spectrum = RowSpectrum(rows[layer], center=center, downdate=downdate)
         full.append(spectrum.values())
         constant = spectrum.n_distinct < 2
         if not constant:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +17,16 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 from ..errors import InputError
+from .effective_rows import effective_rows
 from .run_directory import write_atomically
-from .spinal_gates import (
-    MAX_DEFLATED,
-    RANK_MEASURES,
-    ROUGH_DTYPES,
-    LayerFit,
-    fit_layer,
-    local_slopes,
-    rank_measures,
-)
+from .spinal_gates import RANK_MEASURES, LayerFit, fit_layer, local_slopes, rank_measures
 from .spinal_options import SpectrumOptions, exponents_with, scaled
-from .spinal_reading import TORN, Folder, Readings, TracedPrompt, opened, read_arrays, write_arrays
+from .spinal_reading import TORN, Folder, opened, read_arrays, write_arrays
+from .spinal_readings import Readings, reading_arrays, readings_from
+from .spinal_rows import TracedPrompt
 from .spinal_sensitivity import add_options
-from .spinal_spectra import all_layers, group_labels, half_samples, rounding_floor
+from .spinal_spectra import all_layers, group_labels, half_rows, half_samples, rounding_floor
+from .spinal_warnings import ROWS_A_COLUMN, trace_warnings
 from .statistics import cluster_bootstrap, delete_group_jackknife
 
 if TYPE_CHECKING:
@@ -38,9 +34,9 @@ if TYPE_CHECKING:
 
     from .report import SectionResult
 
-TRACE_VERSION = 4
+TRACE_VERSION = 5
 DRAWS = 10_000  # of the cluster bootstrap
-FEW_PROMPTS = 512
+REDUCED = ("angle_bucketed", "angle_renormalised", "angle_dropped")  # of the reduced vocabulary, last token
 SAMPLING_ONLY = "covers sampling, not finite-N bias"
 
 
@@ -154,7 +150,7 @@ class SpinalTrace:
         """Write the trace so that `load` gives it back exactly; `trace.json` comes last, so what loads is whole."""
         path = opened(folder)
         (path / "trace.json").unlink(missing_ok=True)
-        arrays = {field.name: getattr(self.readings, field.name) for field in fields(Readings)}
+        arrays = reading_arrays(self.readings)
         arrays |= {"kept": self.kept, "spectra": self.spectra, "jackknife_spectra": self.jackknife_spectra}
         write_arrays(path / "arrays.npz", arrays)
         for name in ("layers", "steps", "local_slopes"):
@@ -187,13 +183,13 @@ class SpinalTrace:
         settings = content["settings"]
         settings |= {} if settings["window"] == "auto" else {"window": tuple(settings["window"])}
         prompts = [
-            TracedPrompt(**{**prompt, "ids": tuple(prompt["ids"]), "positions": tuple(prompt["positions"])})
+            TracedPrompt(**{**prompt, **{name: tuple(prompt[name]) for name in ("ids", "positions", "rows")}})
             for prompt in content["prompts"]
         ]
         return cls(
             model=TracedModel(**content["model"]),
             prompts=tuple(prompts),
-            readings=Readings(**{field.name: arrays[field.name] for field in fields(Readings)}),
+            readings=readings_from(arrays),
             kept=arrays["kept"],
             layers=pd.read_parquet(path / "layers.parquet"),
             steps=pd.read_parquet(path / "steps.parquet"),
@@ -218,18 +214,22 @@ def analyse(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> SpinalTrace:
-    """Spectra, fits, gates and intervals of readings. `settings`: window, groups, seed are read; all are kept."""
+    """Spectra, fits, gates and intervals of readings. `settings`: window, groups, seed are read; all are kept.
+
+    Groups and halves of the prompts take all rows of a prompt, and all prompts of a cluster, together.
+    """
     seed, window = settings["seed"], settings["window"]
     used = readings if kept.all() else readings.take(kept)
     n = used.rows.shape[1]
     clusters = cluster_codes([prompt for prompt, keep in zip(prompts, kept, strict=True) if keep])
     n_groups = settings["groups"] if len(np.unique(clusters)) >= settings["groups"] else 0
-    groups = group_labels(clusters, max(n_groups, 1), seed)
-    halves = half_samples(n, seed) if n >= 4 else []
+    owner = used.owner
+    groups = group_labels(clusters, max(n_groups, 1), seed)[owner]
     options = SpectrumOptions.of(settings)
-    rows = scaled(used.rows, options.row_scale)
+    halves = half_rows(clusters, owner, seed) if options.pooled else half_samples(n, seed) if n >= 4 else []
+    rows = scaled(used.spectrum_rows, options.row_scale)
     full, jackknife_spectra, halved = all_layers(
-        rows, groups, n_groups, halves=halves, center=options.center, progress=progress
+        rows, groups, n_groups, halves=halves, center=options.center, downdate=options.pooled, progress=progress
     )
 
     fits = []
@@ -237,20 +237,24 @@ def analyse(
         fits.append(
             fit_layer(
                 sigma,
-                n=n,
+                n=len(owner),
                 width=model.d_model,
                 window=window,
                 halves=halved[layer],
-                floor=rounding_floor(used.rows[layer], model.dtype) if options.row_scale is None else 0.0,
+                floor=rounding_floor(used.spectrum_rows[layer], model.dtype) if options.row_scale is None else 0.0,
                 dtype=model.dtype,
                 estimator=options.estimator,  # type: ignore[arg-type]
+                rows="rows" if options.pooled else "prompts",
+                refused=settings.get("no_exponents"),
             )
         )
     spectra = np.zeros(jackknife_spectra.shape[1:])
     for layer, sigma in enumerate(full):
         spectra[layer, : len(sigma)] = sigma
     layers = _layers_table(model, n, fits, spectra, jackknife_spectra, options.estimator)
-    add_options(layers, rows, clusters, window, options, seed)
+    if options.pooled:
+        _add_effective_rows(layers, rows, owner, model.d_model)
+    add_options(layers, rows, clusters[owner], window, options, seed)
     inner = np.full_like(used.entropy, np.nan)
     inner[2 : 2 + len(used.turning)] = used.turning
     by_prompt = {"entropy": used.entropy, "entropy_sampled": used.entropy_sampled, "turning": inner}
@@ -277,7 +281,7 @@ def analyse(
         text_hash=_hash(prompt.digest for prompt in prompts),
         settings=settings,
         counts=counts | {"prompts": n, "nonfinite_rows": len(prompts) - n},
-        warnings=_warnings(n, model, layers),
+        warnings=trace_warnings(n, model, layers, settings),
     )
 
 
@@ -348,49 +352,26 @@ def _layers_table(
     return table
 
 
+def _add_effective_rows(
+    layers: pd.DataFrame, rows: Float[np.ndarray, "layers rows d"], owner: Int[np.ndarray, "rows"], width: int
+) -> None:
+    """Columns n_rows, n_eff (NaN where nothing varies) and whether that is under 4 a column; in place."""
+    found = [effective_rows(layer, owner).n_eff for layer in rows]
+    layers["n_rows"] = len(owner)
+    layers["n_eff"] = np.array([math.nan if n_eff is None else n_eff for n_eff in found])
+    layers["few_effective_rows"] = layers.n_eff < ROWS_A_COLUMN * width
+    layers["rows_per_column"] = len(owner) / width
+
+
 def _steps_table(name: str, used: Readings, clusters: Int[np.ndarray, "N"], seed: int) -> pd.DataFrame:
     table = pd.DataFrame({"model": name, "layer": np.arange(len(used.angle))})
-    for column, values in (("angle", used.angle), ("angle_sampled", used.angle_sampled)):
+    reduced = {name: values for name, values in reading_arrays(used).items() if name in REDUCED}
+    for column, values in {"angle": used.angle, "angle_sampled": used.angle_sampled, **reduced}.items():
         for suffix, numbers in zip(("", "_low", "_high"), bootstrap_means(values, clusters, seed), strict=True):
             table[column + suffix] = numbers
     table["n"] = used.angle.shape[1]
     table["n_sampled"] = np.isfinite(used.angle_sampled).sum(1)
     return table
-
-
-def _warnings(n: int, model: TracedModel, layers: pd.DataFrame) -> tuple[str, ...]:
-    found = []
-    if n < 46:
-        found.append(f"{n} prompts: no exponent (46 are needed); angles and entropies stand")
-    elif n < FEW_PROMPTS:
-        found.append(f"{n} prompts: exponents are rough under {FEW_PROMPTS}; compare models at this same number only")
-    if n >= 46 and n < 4 * model.d_model:
-        found.append(
-            f"{n} rows for {model.d_model} columns: under 4 rows a column the absolute exponent can carry a bias (in "
-            "tests with 512 rows up to 5 % at a width of 576 and 14 % at 2048, more with fewer rows) that the interval "
-            "does not cover; differences at equal N are the product"
-        )
-    if model.dtype in ROUGH_DTYPES:
-        found += _deflation_warning(model.dtype, layers)
-    fitted = layers[layers.alpha.notna()]
-    if len(fitted) and not fitted.gates_passed.all():
-        found.append(
-            f"the gates flag {int((~fitted.gates_passed).sum())} of {len(fitted)} exponents of {model.name}: "
-            "see the column `reason`"
-        )
-    return tuple(found)
-
-
-def _deflation_warning(dtype: str, layers: pd.DataFrame) -> list[str]:
-    """Says where an exponent hangs on which ranks count as rounding."""
-    moved = (layers.alpha - layers.alpha_plain).abs()
-    some = moved > MAX_DEFLATED
-    if not some.any():
-        return []
-    return [
-        f"leaving out the ranks under the rounding floor of {dtype} moves {int(some.sum())} exponents by more than "
-        f"{MAX_DEFLATED} (at most {moved.max():.2g}): capture in float32"
-    ]
 
 
 def _hash(parts: Any) -> str:

@@ -75,7 +75,7 @@ def trace_run(
             "seed": seed,
             "models": {"policy": model_identity(subject)},
             "data": {"prompts": file.sha256},
-            "settings": {name: value for name, value in settings.items() if name != "lens"},  # by its fingerprint
+            "settings": {name: value for name, value in settings.items() if name != "lens" or lens is None},
         },
     )
     if run.finished:

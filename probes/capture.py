@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -51,5 +52,19 @@ def rows_at(rows: Int[Tensor, "n"], columns: Int[Tensor, "n"]) -> Reducer:
 
     def keep(layer: int, h: Float[Tensor, "B T d"], attention_mask: Int[Tensor, "B T"]) -> Float[Tensor, "n d"]:
         return h[rows.to(h.device), columns.to(h.device)]
+
+    return keep
+
+
+def means_at(rows: Int[Tensor, "n"], columns: Int[Tensor, "n"]) -> Reducer:
+    """A reducer that keeps the mean of h[rows, columns] of every row 0..max(rows), [B, d]; summed in float64."""
+    places = rows_at(rows, columns)
+
+    def keep(layer: int, h: Float[Tensor, "B T d"], attention_mask: Int[Tensor, "B T"]) -> Float[Tensor, "n d"]:
+        owner = rows.to(h.device)
+        exact = torch.float32 if h.device.type == "mps" else torch.float64  # mps has no float64
+        found = places(layer, h, attention_mask).to(exact)
+        sums = found.new_zeros(int(rows.max()) + 1, h.shape[-1]).index_add_(0, owner, found)
+        return sums / torch.bincount(owner)[:, None]
 
     return keep

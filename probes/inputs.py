@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from ..errors import InputError
 from .pair_rows import Invalid, Pair, PairShape, RowError, Text, parse_pair, parse_text, require_encodable, row_name
-from .ranked_rows import is_ranked, parse_ranking
+from .ranked_rows import completion_of, is_ranked, parse_ranking
 from .row_files import Rows, read_rows
 from .sample_rows import SampleFile, completion_column, parse_sample
 
@@ -44,6 +44,7 @@ class Prompt:
     row: int  # data row in its file, from 1
     text: Text
     prompt_id: str | None = None
+    response: Text | None = None  # an answer beside it; only a trace with lens_positions="response" reads it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +131,8 @@ def read_pairs(source: Source) -> PairFile:
 def read_prompts(source: Source) -> PromptFile:
     """Prompts of a file with a `prompt` (else `text`) column, or of a list of strings or dictionaries (also .json).
 
+    Optional: `prompt_id`, and `response`, a string or messages, which a trace with lens_positions="response" reads.
+
     >>> [prompt.text for prompt in read_prompts(["Why is the sky blue?", "Name a fish."])]
     ['Why is the sky blue?', 'Name a fish.']
     """
@@ -172,7 +175,7 @@ def distinct_prompts(pairs: PairFile, limit: int | None = 512, seed: int = 0) ->
     for pair in pairs:
         first.setdefault(json.dumps(pair.prompt, ensure_ascii=False), pair)
     found = [
-        Prompt(row=pair.row, text=pair.prompt, prompt_id=pair.prompt_id)
+        Prompt(row=pair.row, text=pair.prompt, prompt_id=pair.prompt_id, response=pair.chosen)
         for pair in first.values()
         if not is_blank(pair.prompt)
     ]
@@ -286,7 +289,20 @@ def _parse_prompt(row: dict[str, Any] | str, number: int, column: str) -> Prompt
         raise RowError("empty_prompt", f"`{column}` is empty")
     given = row.get("prompt_id")
     require_encodable(str(given), "`prompt_id`")
-    return Prompt(row=number, text=text, prompt_id=None if given in (None, "") else str(given))
+    return Prompt(
+        row=number,
+        text=text,
+        prompt_id=None if given in (None, "") else str(given),
+        response=_response(row, text) if "response" in row else None,
+    )
+
+
+def _response(row: dict[str, Any], prompt: Text) -> Text | None:
+    """The column `response` where it is text: a prompt is good without one."""
+    try:
+        return completion_of(prompt, parse_text(row, "response"), "response") or None
+    except RowError:
+        return None
 
 
 def prompts_or_distinct(prompts: Any, pairs: PairFile | None, seed: int, max_invalid: float) -> PromptFile:
