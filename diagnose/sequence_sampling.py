@@ -136,10 +136,11 @@ def as_floats(values: Numbers) -> np.ndarray:
 
 
 def effective_samples(log_weights: Float[np.ndarray, "K"]) -> float:
-    """ESS = 1 / sum w~^2 of weights normalised to a sum of 1: from 1 to K; 0 where all weights are zero."""
+    """ESS = (sum w)^2 / sum w^2, from 1 to K; 0 where all weights are zero."""
     if np.isneginf(log_weights).all():
         return 0.0
-    return min(float(len(log_weights)), float(1 / (normalized(log_weights) ** 2).sum()))
+    weights = np.exp(log_weights - log_weights.max())
+    return float(weights.sum() ** 2 / (weights**2).sum())
 
 
 def normalized(log_weights: Float[np.ndarray, "K"]) -> Float[np.ndarray, "K"]:
