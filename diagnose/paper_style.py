@@ -27,10 +27,10 @@ NAMES = ("raw_length_spearman", "raw_surprise_spearman")
 class Sampling:
     """How responses were drawn; the defaults are the whole distribution. top_k = 0, top_p = 1, min_p = 0: off."""
 
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: int | float = 1.0
+    top_p: int | float = 1.0
     top_k: int = 0
-    min_p: float = 0.0
+    min_p: int | float = 0.0
 
     def __post_init__(self) -> None:
         if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0 and 0 <= self.min_p <= 1):
@@ -50,8 +50,8 @@ def paper_style_information(
     proposal: str = "reference",
     sampling: Sampling | None = None,
     proposal_log_probs: Numbers | None = None,
-    min_ess: float = MIN_ESS,
-    min_ess_ratio: float = MIN_ESS_RATIO,
+    min_ess: int | float = MIN_ESS,
+    min_ess_ratio: int | float = MIN_ESS_RATIO,
 ) -> SequenceInformation:
     """`weighted_information` of K responses to one prompt drawn from the "reference" or the "policy".
 

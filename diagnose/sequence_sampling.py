@@ -46,7 +46,7 @@ def draw_strings(
     length: int,
     samples: int,
     proposal: str = "local",
-    temperature: float = 1.0,
+    temperature: int | float = 1.0,
     excluded_ids: Sequence[int] = (),
     seed: int | Sequence[int] = 0,
 ) -> Strings:
@@ -73,7 +73,7 @@ def score_strings(
     tokens: Int[np.ndarray, "K T"],
     *,
     proposal: str,
-    temperature: float = 1.0,
+    temperature: int | float = 1.0,
     excluded_ids: Sequence[int] = (),
 ) -> Strings:
     """What `draw_strings` keeps, of given strings that were drawn from `proposal` at `temperature`.
@@ -197,7 +197,7 @@ def _check(length: int, samples: int) -> None:
         raise ValueError(f"length={length}, samples={samples}: both are at least 1")
 
 
-def _check_proposal(proposal: str, temperature: float) -> None:
+def _check_proposal(proposal: str, temperature: int | float) -> None:
     if proposal not in PROPOSALS:
         raise ValueError(f"proposal={proposal!r}: expected one of {', '.join(PROPOSALS)}")
     if not temperature > 0 or (proposal == "local" and temperature != 1):

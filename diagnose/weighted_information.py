@@ -60,8 +60,8 @@ def weighted_information(
     log_weights: Numbers,
     log_ratios: Numbers,
     *,
-    min_ess: float = MIN_ESS,
-    min_ess_ratio: float = MIN_ESS_RATIO,
+    min_ess: int | float = MIN_ESS,
+    min_ess_ratio: int | float = MIN_ESS_RATIO,
 ) -> SequenceInformation:
     """H^ = log Z^ - sum w~ l of K samples y from a proposal, w = (policy / reference)(y) / proposal(y), l = log-ratio.
 
@@ -104,7 +104,9 @@ def weighted_information(
     return replace(found, value=mean_weight - centre, standard_error=error)
 
 
-def refusal(ess: float, samples: int, k_hat: float | None, min_ess: float, min_ess_ratio: float) -> str | None:
+def refusal(
+    ess: float, samples: int, k_hat: float | None, min_ess: int | float, min_ess_ratio: int | float
+) -> str | None:
     """Why weights like these carry no number; None where they do."""
     if ess < min_ess or ess / samples < min_ess_ratio:
         return f"weights collapsed: ESS {ess:.1f} of {samples}"

@@ -223,6 +223,19 @@ def test_a_prompt_has_its_own_draws_whatever_stands_beside_it():
     assert measured(samples=60, batch_tokens=20).found[1].value == pytest.approx(every.found[1].value, abs=1e-5)
 
 
+def test_prompts_do_not_share_their_draws():
+    models = []
+    for which in ("policy", "reference"):
+        model = organism_model(which)
+        with torch.no_grad():
+            model.model.embed_tokens.weight[:] = model.model.embed_tokens.weight[1].clone()  # all histories look alike
+        models.append(alignscope.wrap(model, build_tokenizer()))
+    asked = [prompts()[0], prompts()[1], prompts()[0]]
+    first, second, again = fixed_length_information(*models, asked, length=2, samples=50).found
+    assert first == again
+    assert abs(first.value - second.value) > 1e-3
+
+
 def test_samples_of_the_reference_are_refused_at_length_and_keep_the_raw_value():
     found = measured(paper_style=True, length=20, excluded_ids=None)
     frame = found.to_frame()
