@@ -454,6 +454,17 @@ def test_particles_whose_weights_collapse_in_one_step_are_refused():
     assert found.raw_unreliable is not None
 
 
+def test_the_error_of_particles_is_that_of_a_mean_of_independent_runs():
+    found = smc_information(*CHAIN.steps, length=6, samples=40, runs=10, seed=3)
+    each = []
+    for run in range(10):
+        one = run_particles(*CHAIN.steps, length=6, samples=40, seed=[3, run])
+        weights = np.exp(one.strings.log_weights)
+        each.append(one.log_normalizer - weights @ one.strings.log_ratios / weights.sum())
+    assert found.value == pytest.approx(np.mean(each), abs=1e-12)
+    assert found.standard_error == pytest.approx(np.std(each, ddof=1) / math.sqrt(10), rel=1e-9)
+
+
 def test_few_runs_have_a_value_but_no_error():
     found = smc_information(*CHAIN.steps, length=6, samples=100, runs=7)
     assert found.value is not None
