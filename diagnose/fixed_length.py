@@ -4,7 +4,7 @@ The strings are those of exactly T tokens without an end of text. What the local
 text: a property of the differential information, not of the sampler.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,13 @@ import pandas as pd
 from ..errors import InputError
 from ..probes.next_tokens import NextTokens, cache_problem, end_ids
 from ..probes.scored_models import scored_models
+from ..probes.shards import Progress
 from .next_token_laws import NoRatioError
 from .paper_style import SAMPLES, raw_confounds
 from .report import Estimate
 from .sequence_information import local_information, sequence_information
 from .statistics import cluster_bootstrap, estimate_from
-from .weighted_information import MIN_ESS, MIN_ESS_RATIO, SequenceInformation
+from .weighted_information import MIN_ESS, MIN_ESS_RATIO, SequenceInformation, unmeasured
 
 if TYPE_CHECKING:
     from ..probes.subject import Subject
@@ -110,15 +111,15 @@ def fixed_length_information(
     samples: int | None = None,
     proposal: str = "local",
     paper_style: bool = False,
-    temperature: float = 1.0,
+    temperature: int | float = 1.0,
     method: str = "auto",
     runs: int = 8,
     excluded_ids: Sequence[int] | None = None,
-    min_ess: float = MIN_ESS,
-    min_ess_ratio: float = MIN_ESS_RATIO,
+    min_ess: int | float = MIN_ESS,
+    min_ess_ratio: int | float = MIN_ESS_RATIO,
     batch_tokens: int = 8192,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> FixedLengthInformation:
     """`sequence_information` of two models behind every prompt (ids, as the models read them).
 
@@ -129,8 +130,8 @@ def fixed_length_information(
     excluded_ids: default the ids that end a text for either model. Heads are cut to the shared tokenizer's vocabulary.
     The draws behind a prompt depend on its ids, place among the tokens and `seed` alone, not on the other prompts.
     A prompt longer than the models read, or with logits that are no numbers, gets a null row with its reason.
-    Raises InputError for other tokenizers, a prompt without a token, unequal numbers of prompts and names, length or
-    samples below 1.
+    Raises InputError for other tokenizers, no prompt or one without a token, unequal numbers of prompts and names,
+    length or samples below 1.
     """
     if proposal not in ("local", "policy", "reference") or method not in ("auto", "snis", "smc"):
         raise InputError(
@@ -142,30 +143,26 @@ def fixed_length_information(
         raise InputError(f"proposal={proposal!r}: particles follow the local proposal; leave method to auto or snis")
     samples = (SAMPLES if paper_style else LOCAL_SAMPLES) if samples is None else samples
     names = [f"prompt {i + 1}" for i in range(len(prompt_ids))] if prompts is None else list(prompts)
-    if length < 1 or samples < 1 or len(names) != len(prompt_ids):
+    if length < 1 or samples < 1 or not len(prompt_ids) or len(names) != len(prompt_ids):
         raise InputError(
-            f"length={length}, samples={samples}, {len(prompt_ids)} prompts and {len(names)} names: expected at least "
-            "1, at least 1, and as many"
+            f"length={length}, samples={samples}, {len(prompt_ids)} prompts and {len(names)} names: expected each at "
+            "least 1, and as many names as prompts"
         )
     models = scored_models(policy, reference)
     if models.reference is None:
         raise InputError("the differential information of a policy needs a reference (--reference)")
     both = (models.policy, models.reference)
     excluded = end_ids(*both) if excluded_ids is None else tuple(excluded_ids)
-    problems = [cache_problem(one, prompt_ids[0]) if len(prompt_ids) else None for one in both]
+    problems = [cache_problem(one, prompt_ids[0]) for one in both]
     options: dict[str, Any] = {
         "length": length, "samples": samples, "min_ess": min_ess, "min_ess_ratio": min_ess_ratio,
         "excluded_ids": [i for i in excluded if i < models.vocab],
     }  # fmt: skip
-    found = []
-    for done, ids in enumerate(prompt_ids):
-        if progress is not None:
-            progress("fixed length", done, len(prompt_ids))
+    def measured(ids: Sequence[int]) -> SequenceInformation:
         needed = len(ids) + length - 1  # the last token is drawn, not read
         if models.limit is not None and needed > models.limit:
             reason = f"prompt and strings have {needed} tokens, the models read {models.limit}"
-            found.append(_nothing(reason, samples, length))
-            continue
+            return unmeasured(reason, samples, "not sampled", length=length)
         steps = [
             NextTokens(one, ids, vocab=models.vocab, batch_tokens=batch_tokens, cached=problem is None)
             for one, problem in zip(both, problems, strict=True)
@@ -173,11 +170,16 @@ def fixed_length_information(
         own = {"seed": [seed, *map(int, ids)], **options}
         try:
             if proposal == "local":
-                found.append(sequence_information(*steps, method=method, runs=runs, **own))
-            else:
-                found.append(local_information(*steps, proposal=proposal, temperature=temperature, **own))
+                return sequence_information(*steps, method=method, runs=runs, **own)
+            return local_information(*steps, proposal=proposal, temperature=temperature, **own)
         except NoRatioError as error:
-            found.append(_nothing(str(error), samples, length))
+            return unmeasured(str(error), samples, "not sampled", length=length)
+
+    found = []
+    for ids in prompt_ids:
+        found.append(measured(ids))
+        if progress is not None:
+            progress("fixed length", len(found), len(prompt_ids))
     settings = {
         **models.facts(), "length": length, "samples": samples, "proposal": proposal, "paper_style": paper_style,
         "temperature": temperature, "method": method, "runs": runs, "excluded_ids": list(excluded), "seed": seed,
@@ -186,9 +188,3 @@ def fixed_length_information(
     }  # fmt: skip
     return FixedLengthInformation(prompts=tuple(names), found=tuple(found), settings=settings)
 
-
-def _nothing(reason: str, samples: int, length: int) -> SequenceInformation:
-    return SequenceInformation(
-        value=None, standard_error=None, reason=reason, raw_unreliable=None, log_normalizer=None, bias=None, ess=None,
-        samples=samples, runs=1, pareto_k=None, method="not sampled", length=length,
-    )  # fmt: skip

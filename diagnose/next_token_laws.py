@@ -39,7 +39,7 @@ class Laws:
     log_support: float | None  # log of the number of tokens in the sums; None where histories differ in it
 
     def draw(
-        self, rows: Int[np.ndarray, "M"], levels: Float[np.ndarray, "M"], proposal: str, temperature: float = 1.0
+        self, rows: Int[np.ndarray, "M"], levels: Float[np.ndarray, "M"], proposal: str, temperature: int | float = 1.0
     ) -> Drawn:
         """A token after each of the histories `rows`, by inversion at `levels` in [0, 1).
 
@@ -54,7 +54,7 @@ class Laws:
             parts.append(_picked(torch.searchsorted(edges, level * edges[:, -1:], right=True), ratio, policy, law))
         return _joined(parts)
 
-    def at(self, tokens: Int[np.ndarray, "K"], proposal: str, temperature: float = 1.0) -> Drawn:
+    def at(self, tokens: Int[np.ndarray, "K"], proposal: str, temperature: int | float = 1.0) -> Drawn:
         """What `draw` says of these tokens, one after each history."""
         parts = []
         for rows in _blocks(len(tokens), _block(self.policy)):
@@ -62,7 +62,13 @@ class Laws:
             parts.append(_picked(torch.from_numpy(tokens[rows])[:, None].to(law.device), ratio, policy, law))
         return _joined(parts)
 
+<<<<<<< HEAD
     def _proposal(self, rows: Int[np.ndarray, "M"], proposal: str, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+=======
+    def _proposal(
+        self, rows: Int[np.ndarray, "M"], proposal: str, temperature: int | float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+>>>>>>> side-s
         """log policy - log reference, log policy, and the log of the proposal, [M, V]."""
         ratio, policy, reference = _log_ratio(self.policy, self.reference, self.excluded, rows)
         logits = {"local": ratio, "policy": policy / temperature, "reference": reference / temperature}[proposal]

@@ -14,7 +14,7 @@ from .rank_correlation import spearman
 from .report import Estimate
 from .sequence_sampling import Numbers, as_floats
 from .statistics import estimate_from
-from .weighted_information import MIN_ESS, MIN_ESS_RATIO, SequenceInformation, weighted_information
+from .weighted_information import MIN_ESS, MIN_ESS_RATIO, SequenceInformation, unmeasured, weighted_information
 
 SAMPLES = 32  # K
 UNEQUAL = "no normaliser over free lengths"
@@ -27,10 +27,10 @@ NAMES = ("raw_length_spearman", "raw_surprise_spearman")
 class Sampling:
     """How responses were drawn; the defaults are the whole distribution. top_k = 0, top_p = 1, min_p = 0: off."""
 
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: int | float = 1.0
+    top_p: int | float = 1.0
     top_k: int = 0
-    min_p: float = 0.0
+    min_p: int | float = 0.0
 
     def __post_init__(self) -> None:
         if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0 and 0 <= self.min_p <= 1):
@@ -50,8 +50,8 @@ def paper_style_information(
     proposal: str = "reference",
     sampling: Sampling | None = None,
     proposal_log_probs: Numbers | None = None,
-    min_ess: float = MIN_ESS,
-    min_ess_ratio: float = MIN_ESS_RATIO,
+    min_ess: int | float = MIN_ESS,
+    min_ess_ratio: int | float = MIN_ESS_RATIO,
 ) -> SequenceInformation:
     """`weighted_information` of K responses to one prompt drawn from the "reference" or the "policy".
 
@@ -70,10 +70,9 @@ def paper_style_information(
     if len({column.shape for column in columns}) > 1 or columns[0].ndim != 1 or not len(columns[0]):
         raise ValueError(f"policy, reference, lengths [K] of one K >= 1 expected, got {[c.shape for c in columns]}")
     log_p, log_r, n_tokens = columns
-    where = {"method": f"self-normalised importance sampling, samples of the {proposal}"}
-    of_all: dict[str, float | int | None] = {
-        "length": int(n_tokens[0]) if (n_tokens == n_tokens[0]).all() else None, "mean_surprise": -float(log_p.mean())
-    }  # fmt: skip
+    method = f"self-normalised importance sampling, samples of the {proposal}"
+    length = int(n_tokens[0]) if (n_tokens == n_tokens[0]).all() else None
+    surprise = -float(log_p.mean())
     drawn_at = {"reference": log_r, "policy": log_p}[proposal]
     reason = None
     if sampling is None:
@@ -85,14 +84,11 @@ def paper_style_information(
     elif sampling.temperature != 1:
         reason = f"samples at temperature {sampling.temperature:g}: no scores of the proposal at that temperature"
     if reason:
-        return SequenceInformation(
-            value=None, standard_error=None, reason=reason, raw_unreliable=None, log_normalizer=None, bias=None,
-            ess=None, samples=len(log_p), runs=1, pareto_k=None, **where, **of_all,
-        )  # fmt: skip
+        return replace(unmeasured(reason, len(log_p), method, length=length), mean_surprise=surprise)
     ratio = log_p - log_r
     found = weighted_information(ratio - drawn_at, ratio, min_ess=min_ess, min_ess_ratio=min_ess_ratio)
-    found = replace(found, **where, **of_all)
-    if of_all["length"] is None:
+    found = replace(found, method=method, length=length, mean_surprise=surprise)
+    if length is None:
         raw = found.raw_unreliable if found.value is None else found.value
         return replace(found, value=None, standard_error=None, reason=UNEQUAL, raw_unreliable=raw)
     return found

@@ -16,7 +16,7 @@ def pareto_shape(log_weights: Float[np.ndarray, "K"]) -> float | None:
     """k-hat: shape of the largest M = min(K / 5, 3 sqrt(K)) weights above the one below them, a pure number.
 
     Moments of order 1 / k and up do not exist: over .7 an average of so few weights is not to be trusted (PSIS). Only
-    differences of log weights matter. None where nothing has a tail: under 5 weights above its start, or all equal.
+    differences of log weights matter. None where there is no tail: under 5 weights above its start, or all equal.
     Raises ValueError for NaN or +inf.
     """
     if np.isnan(log_weights).any() or np.isposinf(log_weights).any():
@@ -25,7 +25,7 @@ def pareto_shape(log_weights: Float[np.ndarray, "K"]) -> float | None:
     if n_tail < MIN_TAIL:
         return None
     ascending = np.sort(log_weights)
-    if ascending[-1] - ascending[-n_tail - 1] < ROUNDING:  # -inf - -inf is caught below
+    if np.isneginf(ascending[-1]) or ascending[-1] - ascending[-n_tail - 1] < ROUNDING:
         return None
     weights = np.exp(ascending[-n_tail - 1 :] - ascending[-1])  # the largest is 1
     excess = weights[1:] - weights[0]

@@ -51,11 +51,11 @@ def local_information(
     length: int,
     samples: int = 200,
     proposal: str = "local",
-    temperature: float = 1.0,
+    temperature: int | float = 1.0,
     excluded_ids: Sequence[int] = (),
     seed: int | Sequence[int] = 0,
-    min_ess: float = MIN_ESS,
-    min_ess_ratio: float = MIN_ESS_RATIO,
+    min_ess: int | float = MIN_ESS,
+    min_ess_ratio: int | float = MIN_ESS_RATIO,
 ) -> SequenceInformation:
     """`weighted_information` of `samples` strings of `length` tokens drawn from a proposal, step by step.
 
@@ -82,8 +82,8 @@ def smc_information(
     runs: int = 8,
     excluded_ids: Sequence[int] = (),
     seed: int | Sequence[int] = 0,
-    min_ess: float = MIN_ESS,
-    min_ess_ratio: float = MIN_ESS_RATIO,
+    min_ess: int | float = MIN_ESS,
+    min_ess_ratio: int | float = MIN_ESS_RATIO,
 ) -> SequenceInformation:
     """The same from sequential Monte Carlo with `samples` particles: strings of hundreds of tokens.
 
@@ -134,8 +134,8 @@ def sequence_information(
     runs: int = 8,
     excluded_ids: Sequence[int] = (),
     seed: int | Sequence[int] = 0,
-    min_ess: float = MIN_ESS,
-    min_ess_ratio: float = MIN_ESS_RATIO,
+    min_ess: int | float = MIN_ESS,
+    min_ess_ratio: int | float = MIN_ESS_RATIO,
 ) -> SequenceInformation:
     """`local_information` ("snis") or `smc_information` ("smc"); "auto" takes the first up to 30 tokens."""
     if method not in ("auto", "snis", "smc"):

@@ -46,7 +46,7 @@ def draw_strings(
     length: int,
     samples: int,
     proposal: str = "local",
-    temperature: float = 1.0,
+    temperature: int | float = 1.0,
     excluded_ids: Sequence[int] = (),
     seed: int | Sequence[int] = 0,
 ) -> Strings:
@@ -73,7 +73,7 @@ def score_strings(
     tokens: Int[np.ndarray, "K T"],
     *,
     proposal: str,
-    temperature: float = 1.0,
+    temperature: int | float = 1.0,
     excluded_ids: Sequence[int] = (),
 ) -> Strings:
     """What `draw_strings` keeps, of given strings that were drawn from `proposal` at `temperature`.
@@ -136,10 +136,11 @@ def as_floats(values: Numbers) -> np.ndarray:
 
 
 def effective_samples(log_weights: Float[np.ndarray, "K"]) -> float:
-    """ESS = 1 / sum w~^2 of weights normalised to a sum of 1: from 1 to K; 0 where all weights are zero."""
+    """ESS = (sum w)^2 / sum w^2, from 1 to K; 0 where all weights are zero."""
     if np.isneginf(log_weights).all():
         return 0.0
-    return min(float(len(log_weights)), float(1 / (normalized(log_weights) ** 2).sum()))
+    weights = np.exp(log_weights - log_weights.max())
+    return float(weights.sum() ** 2 / (weights**2).sum())
 
 
 def normalized(log_weights: Float[np.ndarray, "K"]) -> Float[np.ndarray, "K"]:
@@ -196,7 +197,7 @@ def _check(length: int, samples: int) -> None:
         raise ValueError(f"length={length}, samples={samples}: both are at least 1")
 
 
-def _check_proposal(proposal: str, temperature: float) -> None:
+def _check_proposal(proposal: str, temperature: int | float) -> None:
     if proposal not in PROPOSALS:
         raise ValueError(f"proposal={proposal!r}: expected one of {', '.join(PROPOSALS)}")
     if not temperature > 0 or (proposal == "local" and temperature != 1):

@@ -60,8 +60,8 @@ def weighted_information(
     log_weights: Numbers,
     log_ratios: Numbers,
     *,
-    min_ess: float = MIN_ESS,
-    min_ess_ratio: float = MIN_ESS_RATIO,
+    min_ess: int | float = MIN_ESS,
+    min_ess_ratio: int | float = MIN_ESS_RATIO,
 ) -> SequenceInformation:
     """H^ = log Z^ - sum w~ l of K samples y from a proposal, w = (policy / reference)(y) / proposal(y), l = log-ratio.
 
@@ -85,29 +85,39 @@ def weighted_information(
         raise ValueError("a log-ratio of -inf (the policy never says it) has weight 0: its log weight is -inf")
     ess = effective_samples(lw)
     k_hat = pareto_shape(lw) if len(lw) >= PARETO_FROM else None
-    found = SequenceInformation(
-        value=None, standard_error=None, reason=None, raw_unreliable=None, log_normalizer=None, bias=None, ess=ess,
-        samples=len(lw), runs=1, pareto_k=k_hat, method="self-normalised importance sampling",
-    )  # fmt: skip
+    found = unmeasured(
+        "every weight is zero: the policy says none of the samples", len(lw), "self-normalised importance sampling"
+    )
+    found = replace(found, ess=ess, pareto_k=k_hat)
     if ess == 0:
-        return replace(found, reason="every weight is zero: the policy says none of the samples")
+        return found
     mean_weight, share = log_mean_weight(lw), normalized(lw)
     known = share > 0
     centre = float(share[known] @ ratio[known])
     influence = np.full(len(lw), -1.0)
     influence[known] = len(lw) * share[known] * (1 - (ratio[known] - centre)) - 1
-    found = replace(found, log_normalizer=mean_weight, bias=-(1 / ess - 1 / len(lw)) / 2)
     reason = refusal(ess, len(lw), k_hat, min_ess, min_ess_ratio)
+    found = replace(found, reason=reason, log_normalizer=mean_weight, bias=-(1 / ess - 1 / len(lw)) / 2)
     if reason:
-        return replace(found, reason=reason, raw_unreliable=mean_weight - centre)
+        return replace(found, raw_unreliable=mean_weight - centre)
     error = math.sqrt(float((influence**2).sum())) / len(lw)
     return replace(found, value=mean_weight - centre, standard_error=error)
 
 
-def refusal(ess: float, samples: int, k_hat: float | None, min_ess: float, min_ess_ratio: float) -> str | None:
+def refusal(
+    ess: float, samples: int, k_hat: float | None, min_ess: int | float, min_ess_ratio: int | float
+) -> str | None:
     """Why weights like these carry no number; None where they do."""
     if ess < min_ess or ess / samples < min_ess_ratio:
         return f"weights collapsed: ESS {ess:.1f} of {samples}"
     if k_hat is not None and k_hat > MAX_PARETO_K:
         return f"weights have a heavy tail: Pareto k-hat {k_hat:.2f} over {MAX_PARETO_K} (ESS {ess:.1f} of {samples})"
     return None
+
+
+def unmeasured(reason: str, samples: int, method: str, *, length: int | None = None) -> SequenceInformation:
+    """A null result of one run in which no weight is known."""
+    return SequenceInformation(
+        value=None, standard_error=None, reason=reason, raw_unreliable=None, log_normalizer=None, bias=None, ess=None,
+        samples=samples, runs=1, pareto_k=None, method=method, length=length,
+    )  # fmt: skip

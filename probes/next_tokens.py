@@ -106,6 +106,7 @@ def end_ids(*subjects: "Subject") -> tuple[int, ...]:
     found: set[int] = set()
     for subject in subjects:
         own = getattr(getattr(subject, "model", None), "generation_config", None)
-        for ends in (subject.tokenizer.eos_token_id, getattr(own, "eos_token_id", None)):
+        reads = getattr(subject, "tokenizer", None)  # none on a model that was wrapped without one
+        for ends in (getattr(reads, "eos_token_id", None), getattr(own, "eos_token_id", None)):
             found.update(ends if isinstance(ends, list) else [] if ends is None else [ends])
     return tuple(sorted(found))
