@@ -62,13 +62,9 @@ class Laws:
             parts.append(_picked(torch.from_numpy(tokens[rows])[:, None].to(law.device), ratio, policy, law))
         return _joined(parts)
 
-<<<<<<< HEAD
-    def _proposal(self, rows: Int[np.ndarray, "M"], proposal: str, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-=======
     def _proposal(
         self, rows: Int[np.ndarray, "M"], proposal: str, temperature: int | float
     ) -> tuple[Tensor, Tensor, Tensor]:
->>>>>>> side-s
         """log policy - log reference, log policy, and the log of the proposal, [M, V]."""
         ratio, policy, reference = _log_ratio(self.policy, self.reference, self.excluded, rows)
         logits = {"local": ratio, "policy": policy / temperature, "reference": reference / temperature}[proposal]
