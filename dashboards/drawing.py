@@ -43,6 +43,13 @@ POLICY_LOOK = Look(POLICY, "solid", "circle")
 REFERENCE_LOOK = Look(REFERENCE, "dash", "square")
 REWARD_LOOK = Look(REWARD, "dot", "diamond")
 FOURTH_LOOK = Look(FOURTH, "dashdot", "triangle-up")
+SOURCE_LOOKS = {  # where responses are from; those drawn from a model look like it
+    "chosen": Look(INK, "solid", "triangle-up"),
+    "rejected": Look(FOURTH, "dash", "triangle-down"),
+    "policy": POLICY_LOOK,
+    "reference": REFERENCE_LOOK,
+    "dataset": REWARD_LOOK,
+}
 
 _AXIS = {
     "gridcolor": GRID,

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
+from .information_figures import information_figures
 from .metric_figures import metric_figures
 from .objective_figures import companion_figures, objective_figures
 from .profiles import contrast_profile, layer_profile
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "companion_figures",
     "contrast_profile",
+    "information_figures",
     "layer_profile",
     "objective_figures",
     "ranking_figures",
@@ -38,6 +40,7 @@ _BY_SECTION = {
     "spinal": spinal_figures,
     "spinal_trace": spinal_figures,
     "weights": weight_figures,
+    "information": information_figures,
     "series": series_figures,
     "metrics": metric_figures,
 }

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..diagnose.report import Estimate
-from .drawing import GRID, Look, error_bar, safe
+from .drawing import GRID, MUTED, Look, error_bar, safe
 from .wording import number, stated, value_text
 
 
@@ -79,6 +79,30 @@ def arms(rows: pd.DataFrame, value: str, colour: str) -> dict[str, Any] | None:
         "type": "data", "array": up.fillna(0.0).clip(lower=0).tolist(),
         "arrayminus": down.fillna(0.0).clip(lower=0).tolist(), "color": colour, "thickness": 1.6, "width": 3,
     }  # fmt: skip
+
+
+def reliability_curves(figure: go.Figure, curves: Mapping[str, tuple[pd.DataFrame, Look]]) -> None:
+    """A line a scorer over its bins of pairs, with Wilson bars, and the diagonal on which confidence is deserved.
+
+    curves: label -> table with columns confidence (folded to 0.5 and above), observed, n, and low, high.
+    """
+    figure.add_scatter(
+        x=[0.5, 1], y=[0.5, 1], mode="lines", name="calibrated", hoverinfo="skip",
+        line={"color": MUTED, "width": 1.5, "dash": "4px,3px"},
+    )  # fmt: skip
+    for label, (table, look) in curves.items():
+        some = table.sort_values("confidence")
+        if not len(some):
+            continue
+        figure.add_scatter(
+            x=some.confidence.to_numpy(dtype=float), y=some.observed.to_numpy(dtype=float), mode="lines+markers",
+            name=label, line={"color": look.colour, "dash": look.dash, "width": 1.6},
+            marker={"color": look.colour, "symbol": look.symbol, "size": 8},
+            error_y=arms(some, "observed", look.colour),
+            customdata=some.n.to_numpy() if "n" in some else None,
+            hovertemplate=f"{label}<br>claimed %{{x:.3f}}, agree %{{y:.3f}}<br>n = %{{customdata}}<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(range=[0.49, 1.01])
 
 
 def span(lowest: float, highest: float) -> str:

@@ -25,16 +25,18 @@ from .wording import PLAIN_UNITS, REASONS, duration, interval_text, number, size
 _HERE = Path(__file__).parent
 _SEVERITIES = {"alarm": "Alarm", "notice": "Notice", "info": "Found"}
 SHOWN_ROWS = 12  # of a table; the whole of it lies beside the report as Parquet
-BROWSED_ROWS = 5_000  # of a table of pairs, which the page can sort and filter
+BROWSED_ROWS = 5_000  # of a table of pairs or tokens, which the page can sort and filter
 BROWSED_COLUMNS = 14
 BROWSED_OBJECTIVES = 8  # of which the page holds loss and view
-# section -> columns of its table "pairs" that the page shows first; those that hold nothing are left out
-_PAIR_COLUMNS = {
-    "ranking": ("pair_id", "prompt_id", "difficulty_class", "ranked_right", "reference_right", "reward_right",
+# table -> its columns that the page shows first; those that hold nothing are left out
+_FIRST_COLUMNS = {
+    "ranking.pairs": ("pair_id", "prompt_id", "difficulty_class", "ranked_right", "reference_right", "reward_right",
                 "explicit_right", "difficulty", "beta_crit", "loss", "preference", "policy_chosen", "policy_rejected",
                 "n_chosen", "n_rejected"),
-    "rewards": ("setting", "pair_id", "prompt_id", "implicit_right", "explicit_right", "implicit_margin",
-                "explicit_margin"),
+    "rewards.pairs": ("setting", "pair_id", "prompt_id", "implicit_right", "explicit_right", "implicit_margin",
+                      "explicit_margin"),
+    "information.tokens": ("text", "source", "bucket", "list", "rank", "score", "mean_policy", "mean_reference",
+                           "mean_q", "share_in_top", "n_plausible", "n_positions", "context", "token"),
 }  # fmt: skip
 _OBJECTIVES = ("dpo", "ipo", "simpo", "orpo", "cpo", "hinge", "sigmoid_norm", "kto")  # shown before others
 
@@ -66,7 +68,7 @@ class EstimateView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableView:
-    """The first rows of a table; of a table of pairs also the rows that the page can sort and filter."""
+    """The first rows of a table; of a table of pairs or tokens also the rows that the page can sort and filter."""
 
     name: str
     about: str
@@ -202,8 +204,11 @@ def _estimate(section: str, name: str, estimate: Estimate) -> EstimateView:
 
 
 def _table(section: str, name: str, about: str, frame: pd.DataFrame) -> TableView:
-    is_browsed = name == "pairs" and len(frame) > 0 and (section in _PAIR_COLUMNS or section == "objectives")
-    shown = frame[_browsed_columns(section, frame)] if is_browsed else frame
+    full_name = f"{section}.{name}"
+    is_browsed = len(frame) > 0 and (full_name in _FIRST_COLUMNS or full_name == "objectives.pairs")
+    if full_name == "information.tokens":
+        frame = _telling_first(frame)
+    shown = frame[_browsed_columns(full_name, frame)] if is_browsed else frame
     return TableView(
         name=name,
         about=about,
@@ -213,21 +218,29 @@ def _table(section: str, name: str, about: str, frame: pd.DataFrame) -> TableVie
         ),
         n_rows=len(frame),
         n_columns=len(frame.columns),
-        anchor=_anchor("table", f"{section}.{name}"),
+        anchor=_anchor("table", full_name),
         browsed=_browsed(shown) if is_browsed else None,
     )
 
 
-def _browsed_columns(section: str, frame: pd.DataFrame) -> list[str]:
-    """The columns of a table of pairs that the page holds: a wide table would make it heavy and hard to read."""
-    if section == "objectives":
+def _telling_first(tokens: pd.DataFrame) -> pd.DataFrame:
+    """Lists over all positions before those of a bucket, and last the list of tokens that neither model says."""
+    if not {"bucket", "list"} <= set(tokens.columns):
+        return tokens
+    order = (tokens["bucket"] != "all").astype(int) + 2 * (tokens["list"] == "full")
+    return tokens.loc[order.sort_values(kind="stable").index]
+
+
+def _browsed_columns(name: str, frame: pd.DataFrame) -> list[str]:
+    """The columns of a browsed table that the page holds: a wide table would make it heavy and hard to read."""
+    if name == "objectives.pairs":
         names = [str(column).removesuffix("_view") for column in frame if str(column).endswith("_view")]
         first = [name for name in (*_OBJECTIVES, *names) if name in names]
         kept = list(dict.fromkeys(first))[:BROWSED_OBJECTIVES]
         wanted: Sequence[str] = ["pair_id", *(f"{name}_{part}" for name in kept for part in ("loss", "view"))]
         return [column for column in wanted if column in frame]
-    found = dict.fromkeys([*_PAIR_COLUMNS[section], *frame.columns])
-    return [name for name in found if name in frame and frame[name].notna().any()][:BROWSED_COLUMNS]
+    found = dict.fromkeys([*_FIRST_COLUMNS[name], *frame.columns])
+    return [column for column in found if column in frame and frame[column].notna().any()][:BROWSED_COLUMNS]
 
 
 def _browsed(frame: pd.DataFrame) -> dict[str, Any]:

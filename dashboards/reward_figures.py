@@ -24,7 +24,7 @@ from .drawing import (
     safe,
     table_with,
 )
-from .intervals import arms, interval_marks, room_for_values, row_axis, span
+from .intervals import arms, interval_marks, reliability_curves, room_for_values, row_axis, span
 from .wording import moved, number, p_text, stated
 
 IN_DISTRIBUTION = "in-distribution"
@@ -192,24 +192,8 @@ def _calibration(tables: Mapping[str, pd.DataFrame], estimates: Mapping[str, Est
         y="votes that agree [share]",
         height=420,
     )
-    figure.add_scatter(
-        x=[0.5, 1], y=[0.5, 1], mode="lines", name="calibrated", hoverinfo="skip",
-        line={"color": MUTED, "width": 1.5, "dash": "4px,3px"},
-    )  # fmt: skip
-    for scorer, (label, look) in zip(("implicit", "explicit"), _SCORERS.values(), strict=True):
-        some = table[table.scorer == scorer].sort_values("confidence")
-        if not len(some):
-            continue
-        observed = some.observed.to_numpy(dtype=float)
-        figure.add_scatter(
-            x=some.confidence.to_numpy(dtype=float), y=observed, mode="lines+markers", name=label,
-            line={"color": look.colour, "dash": look.dash, "width": 1.6},
-            marker={"color": look.colour, "symbol": look.symbol, "size": 8},
-            error_y=arms(some, "observed", look.colour),
-            customdata=some.n.to_numpy() if "n" in some else None,
-            hovertemplate=f"{label}<br>claimed %{{x:.3f}}, agree %{{y:.3f}}<br>n = %{{customdata}}<extra></extra>",
-        )  # fmt: skip
-    figure.update_xaxes(range=[0.49, 1.01])
+    names = zip(("implicit", "explicit"), _SCORERS.values(), strict=True)
+    reliability_curves(figure, {label: (table[table.scorer == scorer], look) for scorer, (label, look) in names})
     return figure
 
 

@@ -5,6 +5,7 @@ A long answer weighs as much as a short one; the interval knows only prompts, as
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -179,6 +180,25 @@ def interval(estimate: Estimate) -> dict[str, object]:
         "unit": estimate.unit,
         "reason": estimate.reason,
     }
+
+
+def row_estimate(row: Any) -> Estimate:
+    """Such cells as an estimate again: a row of a table that has a column `measure`."""
+
+    def number(name: str) -> float | None:
+        return None if pd.isna(row[name]) else float(row[name])
+
+    return Estimate(
+        label=str(row["measure"]),
+        value=number("value"),
+        low=number("low"),
+        high=number("high"),
+        n=int(row["n"]),
+        n_clusters=None if pd.isna(row["n_prompts"]) else int(row["n_prompts"]),
+        unit=str(row["unit"]),
+        method="cluster bootstrap, percentile",
+        reason=None if pd.isna(row["reason"]) else str(row["reason"]),
+    )
 
 
 def _bootstrap(

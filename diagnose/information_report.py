@@ -98,4 +98,4 @@ class InformationReport:
         from ..dashboards.information_figures import information_figures
 
         result = self.section()
-        return information_figures(result.tables, result.section.estimates)
+        return information_figures(result.tables, result.section.estimates, settings=result.section.settings)

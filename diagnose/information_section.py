@@ -1,7 +1,7 @@
 """What the differential information says in words: the section "information" with its numbers, tables and findings."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -11,7 +11,7 @@ from .fixed_length import ESTIMATES as SEQUENCE
 from .identities import blanked, failed, identity_table
 from .information_analysis import flat_rates
 from .information_findings import information_findings
-from .information_rates import MEASURES
+from .information_rates import MEASURES, row_estimate
 from .information_tokens import LISTS
 from .report import Estimate, Finding, Section, SectionResult
 
@@ -118,7 +118,7 @@ def _tables(found: "InformationReport") -> dict[str, pd.DataFrame]:
 
 def _findings(found: "InformationReport", estimates: Mapping[str, Estimate]) -> tuple[Finding, ...]:
     buckets = {
-        source: {row["bucket"]: _from_row(row) for _, row in part.iterrows()}
+        source: {row["bucket"]: row_estimate(row) for _, row in part.iterrows()}
         for source, part in found.profile.query("measure == 'plausible_information'").groupby("source", sort=False)
     }
     rates = {name: e for name, e in flat_rates(found.rates).items() if name in estimates}
@@ -210,22 +210,3 @@ def _short(estimate: Estimate) -> str:
     assert estimate.value is not None
     interval = "" if estimate.low is None else f" [{estimate.low:.3g}, {estimate.high:.3g}]"
     return f"{estimate.value:.3g}{interval}"
-
-
-def _from_row(row: Any) -> Estimate:
-    """A row of the profile as an estimate again."""
-
-    def number(name: str) -> float | None:
-        return None if pd.isna(row[name]) else float(row[name])
-
-    return Estimate(
-        label=str(row["measure"]),
-        value=number("value"),
-        low=number("low"),
-        high=number("high"),
-        n=int(row["n"]),
-        n_clusters=int(row["n_prompts"]),
-        unit=str(row["unit"]),
-        method="cluster bootstrap, percentile",
-        reason=None if pd.isna(row["reason"]) else str(row["reason"]),
-    )
