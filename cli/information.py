@@ -82,7 +82,8 @@ def information(
     """
     from ..errors import InputError
 
-    if (pairs is None) == (responses is None):
+    read = pairs or responses
+    if read is None or (pairs is not None and responses is not None):
         raise InputError("whose responses are read? Give --pairs FILE or --responses FILE, one of them")
     from ..diagnose.gates import Gate, require_estimates
 
@@ -118,7 +119,7 @@ def information(
         report = information_run(
             policy,
             reference,
-            pairs or responses,
+            read,
             out=out,
             base=base,
             policy_samples=policy_samples,

@@ -43,12 +43,14 @@ def sample(
         raise InputError(f"{out}: is there already; --overwrite replaces it")
     if (prompts is None) == (pairs is None):
         raise InputError("what should the model answer? Give --prompts FILE or --pairs FILE, one of them")
+    asked = prompts or pairs
+    assert asked is not None
     from .. import load
     from ..probes.drawing import draw_samples
     from ..probes.inputs import distinct_prompts, read_pairs, read_prompts
     from .progress import progress_bar
 
-    chosen = read_prompts(prompts) if pairs is None else distinct_prompts(read_pairs(pairs), limit, seed)
+    chosen = read_prompts(asked) if pairs is None else distinct_prompts(read_pairs(pairs), limit, seed)
     with progress_bar(quiet) as progress:
         rows = draw_samples(
             load(checkpoint, base=base, dtype=dtype, device=device),

@@ -81,7 +81,9 @@ def history_input(
             responses[source] = _samples(given)
         else:
             pairs = read_pairs(given)
-    for file in (*([] if pairs is None else [pairs]), *responses.values()):
+    if pairs is not None:
+        check_invalid(pairs, max_invalid)
+    for file in responses.values():
         check_invalid(file, max_invalid)
     return HistoryInput(pairs=pairs, responses=responses, ready=ready)
 

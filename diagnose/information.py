@@ -249,8 +249,9 @@ def check_information_settings(given: Mapping[str, Any]) -> None:
 
 
 def _source_of(given: HistoryInput) -> str:
-    files = [*([] if given.pairs is None else [given.pairs]), *given.responses.values()]
-    return files[0].source if files else "histories"
+    if given.pairs is not None:
+        return given.pairs.source
+    return next((file.source for file in given.responses.values()), "histories")
 
 
 def _warnings(given: HistorySet, models: ScoredModels) -> tuple[str, ...]:

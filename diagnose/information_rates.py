@@ -122,14 +122,20 @@ def profile_table(
     """
     measures = [*MEASURES, "plausible_size"]
     rows = []
-    for (source, bucket), part in counted(positions).groupby(["source", "bucket"], sort=True):
+    for source, bucket, part in by_bucket(counted(positions)):
         means = prompt_means(part, measures)
         boot = _bootstrap(means.frame, measures, resamples=resamples, level=level, seed=seed)
         for column, measure in enumerate(measures):
             unit = "tokens" if measure == "plausible_size" else UNITS.get(measure, "nats a token")
             estimate = _estimate(boot, column, means, measure, unit)
-            rows.append({"source": source, "bucket": names[int(bucket)], "measure": measure, **interval(estimate)})
+            rows.append({"source": source, "bucket": names[bucket], "measure": measure, **interval(estimate)})
     return pd.DataFrame(rows, columns=["source", "bucket", "measure", *_INTERVAL])
+
+
+def by_bucket(positions: pd.DataFrame) -> list[tuple[str, int, pd.DataFrame]]:
+    """Source, number of the bucket and its positions, in that order."""
+    grouped = positions.groupby(["source", "bucket"], sort=True)
+    return [(str(source), int(bucket), part) for (source, bucket), part in grouped]  # type: ignore[misc, call-overload]
 
 
 def tilt_table(
@@ -147,12 +153,11 @@ def tilt_table(
     """
     rows = []
     whole = counted(positions)
-    parts = [((source, "all"), part) for source, part in whole.groupby("source", sort=True)]
-    grouped = whole.groupby(["source", "bucket"], sort=True)
-    parts += [((source, names[int(bucket)]), part) for (source, bucket), part in grouped]
-    for (source, bucket), part in parts:
+    parts = [(str(source), "all", part) for source, part in whole.groupby("source", sort=True)]
+    parts += [(source, names[bucket], part) for source, bucket, part in by_bucket(whole)]
+    for source, bucket, part in parts:
         known = part[part["tilt"].notna()]
-        row = {"source": source, "bucket": bucket, "n_null": len(part) - len(known)}
+        row: dict[str, object] = {"source": source, "bucket": bucket, "n_null": len(part) - len(known)}
         measures = ["tilt", "tilt_unweighted", "tilt_r2"]
         if len(known):
             means = prompt_means(known, measures)

@@ -95,16 +95,16 @@ def token_table(
             members.setdefault((source, name), []).append((source, bucket))
     order = [ALL, *names]
     rows = []
-    for source, bucket in sorted(groups, key=lambda key: (key[0], order.index(key[1]))):
-        sums = _Sums.of(groups[source, bucket])
-        places = _places(reading, source, None if bucket == ALL else names.index(bucket))
+    for source, where in sorted(groups, key=lambda key: (key[0], order.index(key[1]))):
+        sums = _Sums.of(groups[source, where])
+        places = _places(reading, source, None if where == ALL else names.index(where))
         for name, scores in sums.scores().items():
             sign = -1.0 if name in ("policy_lost", "suppressed") else 1.0
             for rank, token in enumerate(_largest(scores, top), 1):
                 rows.append(
                     {
                         "source": source,
-                        "bucket": bucket,
+                        "bucket": where,
                         "list": name,
                         "rank": rank,
                         "token": int(token),

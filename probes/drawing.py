@@ -68,7 +68,7 @@ def draw_samples(
             found.update(zip(batch, drawn, strict=True))
             if progress is not None:
                 progress(f"drawing from {subject.name}", len(found), len(wanted))
-    ends = end_ids(subject)
+    ends = end_ids(subject)  # type: ignore[arg-type]  # a carrier with generate_ids, asked above
     return [_row(subject, number, prompt, found[number], ends) for number, (prompt, _) in enumerate(wanted)]
 
 
