@@ -13,6 +13,7 @@ import alignscope
 from alignscope import InputError, compare_spinal, spinal_trace
 from alignscope.diagnose import spinal_reading
 from alignscope.diagnose.effective_rows import effective_rows
+from alignscope.diagnose.spinal_noise import of_noise
 from alignscope.diagnose.spinal_spectra import RowSpectrum, group_labels, half_rows
 
 PROMPTS = letters(48, longest=20)
@@ -166,12 +167,15 @@ def test_a_pooled_trace_compared_with_itself_differs_nowhere(pooled):
 
 def test_controls_read_the_rows_that_the_traces_did(subject, pooled):
     models = (subject, tiny_subject(changed=4, scale=1.2))
+
+    def rows(start, noisy, _):
+        return noisy.prompts == start.prompts, noisy.readings.pooled.shape
+
+    found = of_noise(pooled, models, rows, seeds=1, seed=0)
+    assert found == [(True, pooled.readings.pooled.shape)]
     aligned = spinal_trace(models[1], PROMPTS, positions="all")
-    found = compare_spinal(pooled, aligned, subjects=models, controls=("noise",), noise_seeds=1)
-    noisy = found.controls["noise"].traces[0]
-    assert noisy.prompts == pooled.prompts
-    assert noisy.readings.pooled.shape == pooled.readings.pooled.shape
-    effects = found.control_effects.set_index("quantity")
+    compared = compare_spinal(pooled, aligned, subjects=models, controls=("noise",), noise_seeds=1)
+    effects = compared.control_effects.set_index("quantity")
     assert np.isfinite(effects.control_effect["d_alpha_terminal"])
 
 
