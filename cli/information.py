@@ -86,7 +86,8 @@ def information(
     """
     from ..errors import InputError
 
-    if (pairs is None) == (responses is None):
+    given = responses if pairs is None else pairs
+    if given is None or (pairs is not None and responses is not None):
         raise InputError("whose responses are read? Give --pairs FILE or --responses FILE, one of them")
     from ..diagnose.gates import Gate, require_estimates
 
@@ -123,7 +124,7 @@ def information(
         report = information_run(
             policy,
             reference,
-            pairs or responses,
+            given,
             out=out,
             expected="pairs" if responses is None else "responses",
             base=base,

@@ -28,6 +28,10 @@ class HistoryInput:
     responses: dict[str, SampleFile] = field(default_factory=dict)  # by source
     ready: tuple[History, ...] = ()
 
+    @property
+    def files(self) -> list[PairFile | SampleFile]:
+        return [*([] if self.pairs is None else [self.pairs]), *self.responses.values()]
+
     def facts(self) -> dict[str, dict[str, Any]]:
         """For the manifest: input -> file facts."""
         found = {} if self.pairs is None else {"pairs": data_facts(self.pairs)}
@@ -90,9 +94,10 @@ def history_input(
         other = "responses" if expected == "pairs" else "pairs"
         what = given if isinstance(given, str | os.PathLike) else "the list"
         raise InputError(f"{what}: holds {other}, not {expected}; give it as {other} (--{other})")
-    for file in (*([] if pairs is None else [pairs]), *responses.values()):
+    found = HistoryInput(pairs=pairs, responses=responses, ready=ready)
+    for file in found.files:
         check_invalid(file, max_invalid)
-    return HistoryInput(pairs=pairs, responses=responses, ready=ready)
+    return found
 
 
 def encoded_histories(

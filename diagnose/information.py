@@ -6,7 +6,7 @@ report.rates["chosen"]["plausible_information"]
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ from .information_rates import counted, profile_table, tilt_table
 from .information_report import InformationReport
 from .information_sides import token_identities_of
 from .information_tokens import token_table
-from .information_turns import Texts, read_both, read_in_turn, require_in_turn
+from .information_turns import BothRead, Texts, read_both, read_in_turn, require_in_turn
 from .naming import short_name
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def information_report(
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary if shards is None else shards)
-        read = read_in_turn if one_at_a_time else read_both
+        read: Callable[..., BothRead] = read_in_turn if one_at_a_time else read_both
         both = read(policy, reference, texts, folder, base=base, dtype=dtype, device=device, **how)
         reading, found = both.reading, both.reading.given
         main = reading.between(both.ours, both.theirs)
@@ -159,7 +159,7 @@ def information_report(
         floor = NoiseFloor(effective=ROUNDING, measured={}, n_histories=0, reason="not asked for")
         if measure_floor:
             floor = measured_floor(
-                both.models.reference,
+                both.reference,
                 found.histories,
                 vocab=both.models.vocab,
                 plausible=plausible,
@@ -189,7 +189,7 @@ def information_report(
     tilt = rates_by_source(positions[positions["tilt"].notna()], resampling, ["tilt"])
     return InformationReport(
         policy=short_name(models.policy.name),
-        reference=short_name(models.reference.name),
+        reference=short_name(both.reference.name),
         rates=rates_by_source(positions, resampling),
         profile=profile_table(positions, names, **resampling.options()),
         tokens=token_table(main, found.histories, encoder.tokenizer, names, top=top_tokens),
@@ -277,8 +277,7 @@ def _require_some(positions: pd.DataFrame) -> None:
 
 
 def _source_of(given: HistoryInput) -> str:
-    files = [*([] if given.pairs is None else [given.pairs]), *given.responses.values()]
-    return files[0].source if files else "histories"
+    return given.files[0].source if given.files else "histories"
 
 
 def _warnings(given: HistorySet, models: ScoredModels) -> tuple[str, ...]:

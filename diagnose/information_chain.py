@@ -32,15 +32,14 @@ def chain_updates(
 ) -> pd.DataFrame:
     """Rates of reference -> each save, of each save -> the next, and of reference -> policy; no row without saves."""
     models, reading = both.models, both.reading
-    assert models.reference is not None
-    first, last = short_name(models.reference.name), short_name(models.policy.name)
+    first, last = short_name(both.reference.name), short_name(models.policy.name)
     rows: list[dict[str, Any]] = []
     before: tuple[str, Side] | None = None
     for name, checkpoint in via.items():
         subject = load_control(
-            checkpoint, _under(models.reference), base=base, dtype=models.policy.dtype, device=models.policy.device
+            checkpoint, _under(both.reference), base=base, dtype=models.policy.dtype, device=models.policy.device
         )
-        require_same_tokenizer(models.reference, subject)
+        require_same_tokenizer(both.reference, subject)
         side = reading.read(subject, folder / f"via_{name}")
         rows += update_rows(reading.between(side, both.theirs).positions, first, name, resampling)
         if before is not None:

@@ -5,6 +5,7 @@ A long answer weighs as much as a short one; the interval knows only prompts, as
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -121,7 +122,8 @@ def profile_table(
     """
     measures = [*MEASURES, "plausible_size"]
     rows = []
-    for (source, bucket), part in counted(positions).groupby(["source", "bucket"], sort=True):
+    groups: Any = counted(positions).groupby(["source", "bucket"], sort=True)
+    for (source, bucket), part in groups:
         means = prompt_means(part, measures)
         boot = _bootstrap(means.frame, measures, resamples=resamples, level=level, seed=seed)
         for column, measure in enumerate(measures):
@@ -146,12 +148,14 @@ def tilt_table(
     """
     rows = []
     whole = counted(positions)
-    parts = [((source, "all"), part) for source, part in whole.groupby("source", sort=True)]
-    grouped = whole.groupby(["source", "bucket"], sort=True)
+    parts: list[tuple[tuple[Any, str], pd.DataFrame]] = [
+        ((source, "all"), part) for source, part in whole.groupby("source", sort=True)
+    ]
+    grouped: Any = whole.groupby(["source", "bucket"], sort=True)
     parts += [((source, names[int(bucket)]), part) for (source, bucket), part in grouped]
     for (source, bucket), part in parts:
         known = part[part["tilt"].notna()]
-        row = {"source": source, "bucket": bucket, "n_null": len(part) - len(known)}
+        row: dict[str, Any] = {"source": source, "bucket": bucket, "n_null": len(part) - len(known)}
         measures = ["tilt", "tilt_unweighted", "tilt_r2"]
         if len(known):
             means = prompt_means(known, measures)

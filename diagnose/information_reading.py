@@ -120,9 +120,9 @@ def read_information(
                 for tail, side in zip((our_tail, their_tail), states, strict=True)
             ]
             for start, stop in _blocks(len(chosen)):
-                logits = [side.read(start, stop) for side in sides]
+                policy_logits, reference_logits = (side.read(start, stop) for side in sides)
                 some = chosen[start:stop]
-                log_ratio[rows[some]] = _read_block(reading, *logits, targets[some])
+                log_ratio[rows[some]] = _read_block(reading, policy_logits, reference_logits, targets[some])
             places.setdefault(group, []).append(rows[chosen])
         done += len(rows)
         if progress is not None:

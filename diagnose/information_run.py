@@ -10,14 +10,13 @@ from ..probes.policy import is_adapter, load_policy_and_reference
 from ..probes.rendering import template_file_hash
 from .history_sets import history_input
 from .information import check_information_settings, information_report
-from .information_turns import ReadModel, read_models, require_in_turn
+from .information_turns import read_models, require_in_turn
 from .manifest import model_facts, model_identity, package_versions
 from .naming import short_name
 from .report import Manifest, Report
 from .run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from ..probes.subject import Subject
     from .audit import Progress
 
 Named = str | os.PathLike[str]
@@ -134,7 +133,7 @@ def _models(
     device: str,
     in_turn: bool,
     options: Mapping[str, Any],
-) -> "tuple[Subject | ReadModel, Subject | ReadModel]":
+) -> tuple[Any, Any]:
     """Both models, or in turns what they say of themselves, by which a run is known before it begins."""
     if in_turn:
         whole = options.get("sequence") == "fixed_length" or bool(options.get("paper_style"))

@@ -118,7 +118,7 @@ def _tables(found: "InformationReport") -> dict[str, pd.DataFrame]:
 
 def _findings(found: "InformationReport", estimates: Mapping[str, Estimate]) -> tuple[Finding, ...]:
     buckets = {
-        source: {row["bucket"]: _from_row(row) for _, row in part.iterrows()}
+        str(source): {row["bucket"]: _from_row(row) for _, row in part.iterrows()}
         for source, part in found.profile.query("measure == 'plausible_information'").groupby("source", sort=False)
     }
     rates = {name: e for name, e in flat_rates(found.rates).items() if name in estimates}

@@ -78,11 +78,16 @@ class BothRead:
     ours: Side
     theirs: Side
 
+    @property
+    def reference(self) -> "Subject":
+        assert self.models.reference is not None  # both were read
+        return self.models.reference
+
     def let_go(self) -> None:
-        """Keep of the reference, too, what it says of itself alone."""
-        assert self.models.reference is not None
+        """Keep of the reference, too, what it says of itself alone, unless it has to read its states itself."""
         if self.theirs[1].subject is None:
-            self.models = replace(self.models, reference=_card(self.models.reference))
+            card: Any = ReadModel.of(self.reference)
+            self.models = replace(self.models, reference=card)
             gc.collect()
 
 
@@ -180,7 +185,3 @@ def _states_of(
     encoder, found = texts.encoded(alone)
     reading = Sides(given=found, encoder=encoder, vocab=alone.vocab, **how)
     return ReadModel.of(alone.policy), reading, reading.read(alone.policy, folder)
-
-
-def _card(model: Any) -> Any:
-    return model if isinstance(model, ReadModel) else ReadModel.of(model)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import information_oracle as oracle
 import pandas as pd
@@ -28,7 +29,7 @@ from tiny_tokenizer import PIECES, tiny_tokenizer
 
 import alignscope
 import zoo
-from alignscope import information_report
+from alignscope import InputError, information_report
 from alignscope.diagnose.identities import failed
 from alignscope.probes import final_states
 from alignscope.probes.loading import load
@@ -119,11 +120,20 @@ def test_no_number_of_the_json_is_nan(same, unlike, policy, reference):
         assert report.section().section.estimates.keys() == strict_json(report)["estimates"].keys()
 
 
+@pytest.mark.parametrize("fault", [1.001, math.nan])
+def test_a_head_that_does_not_give_the_models_logits_is_refused(policy, reference, monkeypatch, fault):
+    head = policy.head()
+    monkeypatch.setattr(policy, "head", lambda: replace(head, weight=head.weight.detach() * fault))
+    with pytest.raises(InputError, match="its last states through its head differ from its own logits"):
+        information_report(policy, reference, many(3), **QUICK)
+
+
 # ---- against a naive loop in float64
 
 
 def test_rates_are_those_of_full_logits_in_float64(policy, reference):
-    rows = many(9)
+    first = many(1)[0]["prompt"]
+    rows = [*many(8), {"prompt": first, "chosen": "a far longer answer", "rejected": "n"}]  # two of one prompt, unequal
     expected = oracle.rates(policy.model, reference.model, histories_of(rows, tiny_tokenizer()), len(PIECES))
     assert_same_rates(values(information_report(policy, reference, rows, **QUICK)), expected)
 

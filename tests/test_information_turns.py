@@ -1,6 +1,8 @@
 """Saves between two models, killed runs, and one model at a time: the same numbers, in other ways."""
 
 import gc
+import json
+import shutil
 import weakref
 
 import pandas as pd
@@ -66,9 +68,13 @@ def test_updates_of_a_chain_are_those_of_reports_of_their_own(policy, reference)
             assert (row["value"], row["n"], row["reason"]) == (expected.value, expected.n, expected.reason)
 
 
-def test_an_adapter_between_is_put_on_the_references_base(zoo_llama, adapter):
+def test_an_adapter_between_that_names_no_base_is_put_on_the_reference(zoo_llama, adapter, tmp_path):
+    shutil.copytree(adapter, tmp_path / "lora")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    moved = json.dumps(config | {"base_model_name_or_path": "/a/path/elsewhere"})
+    (tmp_path / "lora" / "adapter_config.json").write_text(moved)
     reference, policy = load(zoo_llama), alignscope.wrap(zoo_pair("llama")[0].model, zoo.tokenizer())
-    chain = information_report(policy, reference, ZOO_ROWS, via={"lora": adapter}, **QUICK).updates
+    chain = information_report(policy, reference, ZOO_ROWS, via={"lora": tmp_path / "lora"}, **QUICK).updates
     alone = information_report(load(adapter, base=zoo_llama), reference, ZOO_ROWS, **QUICK)
     found = chain.query("to == 'lora' and source == 'chosen' and measure == 'kl'")["value"].item()
     assert found == pytest.approx(alone.rates["chosen"]["kl"].value, abs=1e-12)
