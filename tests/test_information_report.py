@@ -186,6 +186,19 @@ def test_soft_caps_scales_and_padding_of_a_head_are_applied(name):
     assert expected["chosen"]["kl"] > 10 * CLOSE  # the tolerance can fail
 
 
+def test_tokens_that_both_heads_exclude_are_as_if_cut():
+    models = zoo_pair("gptj")  # its head has a bias
+    histories = histories_of(ZOO_ROWS, zoo.tokenizer())
+    spoken = {token for history in histories for token in history.response_ids}
+    last = max(spoken) + 1
+    assert last < zoo.ENTRIES - 5
+    expected = oracle.rates(*(model.model for model in models), histories, last)
+    for model in models:
+        with torch.no_grad():
+            model.model.lm_head.bias[last:] = -math.inf
+    assert_same_rates(values(information_report(*models, ZOO_ROWS, **QUICK)), expected)
+
+
 @pytest.fixture(scope="module")
 def head_adapter():
     """A PEFT model whose adapter is on the head: no simple head, so that the model itself reads its states."""
