@@ -56,6 +56,10 @@ def information(
     no_floor: Annotated[
         bool, typer.Option("--no-floor", help="Do not measure the noise floor (a second copy of the reference).")
     ] = False,
+    one_at_a_time: Annotated[
+        bool,
+        typer.Option("--one-at-a-time", help="Never hold both models in memory (two checkpoints, no shared weights)."),
+    ] = False,
     template: options.Template = "auto",
     eos: options.Eos = "auto",
     boundary: options.Boundary = "refuse",
@@ -77,13 +81,13 @@ def information(
     Two models:     alignscope information dpo/ sft/ --pairs test.jsonl --beta 0.1 --out runs/info
     With samples:   alignscope sample sft/ --pairs test.jsonl -o sft.jsonl
                     alignscope information dpo/ sft/ --pairs test.jsonl --reference-samples sft.jsonl --out runs/info
-    Step by step:   alignscope information dpo/step_100 base/ --via s25=dpo/step_025 --pairs test.jsonl --out runs/steps
+    Step by step:   alignscope information dpo/step_4 base/ --via step_1=dpo/step_1 --pairs test.jsonl --out runs/steps
     A gate in CI:   alignscope information ... --fail-if 'information.chosen_kl.low>0.5'
     """
     from ..errors import InputError
 
-    read = pairs or responses
-    if read is None or (pairs is not None and responses is not None):
+    given = responses if pairs is None else pairs
+    if given is None or (pairs is not None and responses is not None):
         raise InputError("whose responses are read? Give --pairs FILE or --responses FILE, one of them")
     from ..diagnose.gates import Gate, require_estimates
 
@@ -100,6 +104,7 @@ def information(
         "samples": samples,
         "paper_style": paper_style,
         "measure_floor": not no_floor,
+        "one_at_a_time": one_at_a_time,
         "template": template,
         "eos": eos,
         "boundary": boundary,
@@ -119,8 +124,9 @@ def information(
         report = information_run(
             policy,
             reference,
-            read,
+            given,
             out=out,
+            expected="pairs" if responses is None else "responses",
             base=base,
             policy_samples=policy_samples,
             reference_samples=reference_samples,

@@ -28,6 +28,10 @@ class HistoryInput:
     responses: dict[str, SampleFile] = field(default_factory=dict)  # by source
     ready: tuple[History, ...] = ()
 
+    @property
+    def files(self) -> list[PairFile | SampleFile]:
+        return [*([] if self.pairs is None else [self.pairs]), *self.responses.values()]
+
     def facts(self) -> dict[str, dict[str, Any]]:
         """For the manifest: input -> file facts."""
         found = {} if self.pairs is None else {"pairs": data_facts(self.pairs)}
@@ -55,12 +59,14 @@ def history_input(
     source: str = "dataset",
     policy_samples: Given | None = None,
     reference_samples: Given | None = None,
+    expected: str | None = None,
     max_invalid: float = 0.05,
 ) -> HistoryInput:
     """Pairs (`prompt, chosen, rejected`), responses (`prompt` and `completion` or `response`), or `History` objects.
 
     source: what responses are named after. policy_samples, reference_samples: completions drawn from either model.
-    Raises InputError for another source, files of neither kind, or too many unusable rows.
+    expected: "pairs" or "responses", where only one of them will do.
+    Raises InputError for another source, files of neither kind or not of the expected one, or too many unusable rows.
     """
     if source not in SOURCES:
         raise InputError(f"source={source!r}: expected one of {', '.join(SOURCES)}")
@@ -75,17 +81,23 @@ def history_input(
     else:
         if not isinstance(given, str | os.PathLike):
             given = list(given)
-        if isinstance(given, list) and given and isinstance(given[0], History):
+        n_ready = sum(isinstance(row, History) for row in given) if isinstance(given, list) else 0
+        if isinstance(given, list) and 0 < n_ready < len(given):
+            raise InputError(f"{n_ready} of {len(given)} rows are histories, the others are not: give one kind")
+        if isinstance(given, list) and n_ready:
             ready = tuple(given)
         elif _are_responses(given):
             responses[source] = _samples(given)
         else:
             pairs = read_pairs(given)
-    if pairs is not None:
-        check_invalid(pairs, max_invalid)
-    for file in responses.values():
+    if expected is not None and (pairs is None) == (expected == "pairs"):
+        other = "responses" if expected == "pairs" else "pairs"
+        what = given if isinstance(given, str | os.PathLike) else "the list"
+        raise InputError(f"{what}: holds {other}, not {expected}; give it as {other} (--{other})")
+    found = HistoryInput(pairs=pairs, responses=responses, ready=ready)
+    for file in found.files:
         check_invalid(file, max_invalid)
-    return HistoryInput(pairs=pairs, responses=responses, ready=ready)
+    return found
 
 
 def encoded_histories(

@@ -6,18 +6,20 @@ report.rates["chosen"]["plausible_information"]
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from ..errors import InputError
 from ..probes.encoding import TextPolicy
 from ..probes.histories import bucket_names
-from ..probes.scored_models import ScoredModels, scored_models
+from ..probes.kernels.plausible_tokens import parse_plausible
+from ..probes.scored_models import ScoredModels
 from .fixed_length import FixedLengthInformation, fixed_length_information
-from .history_sets import Given, HistoryInput, HistorySet, encoded_histories, history_input
+from .history_sets import Given, HistoryInput, HistorySet, history_input
 from .information_analysis import (
     Resampling,
     candidate_sets,
@@ -30,10 +32,11 @@ from .information_analysis import (
 )
 from .information_chain import chain_updates
 from .information_floor import ROUNDING, NoiseFloor, measured_floor
-from .information_rates import profile_table, tilt_table
+from .information_rates import counted, profile_table, tilt_table
 from .information_report import InformationReport
-from .information_sides import Sides, token_identities_of
+from .information_sides import token_identities_of
 from .information_tokens import token_table
+from .information_turns import BothRead, Texts, read_both, read_in_turn, require_in_turn
 from .naming import short_name
 
 if TYPE_CHECKING:
@@ -71,6 +74,9 @@ def information_report(
     base: Folder | None = None,
     beta: float | None = None,
     measure_floor: bool | NoiseFloor = True,
+    one_at_a_time: bool = False,
+    dtype: str = "float32",
+    device: str = "auto",
     template: str = "auto",
     eos: str = "auto",
     boundary: str = "refuse",
@@ -104,11 +110,14 @@ def information_report(
         set, is there wherever samples are. paper_style: 32 samples of the reference (or the policy) as proposal, which
         the gate normally refuses.
     via: name -> save between reference and policy, in order: table `updates` has the rates of reference -> save, of
-        save -> next save and of reference -> policy, over the same histories. base: of adapters among them, where
-        neither their own config nor `reference` names it.
+        save -> next save and of reference -> policy, over the same histories. base: of the adapters among all these
+        models, where neither their own config nor `reference` names it.
     beta: of the DPO training, held against what the pairs' labels say (held-out pairs).
     measure_floor: read the reference in another dtype too (a copy of it in memory); False: 2e-3 nats is the floor; or
         the floor that another report of this reference measured.
+    one_at_a_time: two paths that share no weights are never in memory together: the policy leaves its states and its
+        head and is gone before the reference is loaded (of which `measure_floor` makes a copy). dtype, device: of
+        models given as paths.
     shards: folder for the states of both models; a killed run repeats at most one shard, and they are deleted at the
         end. None: a temporary folder. reference_states: folder where those of the reference are kept, for other
         policies over the same responses. Every other option is that of `score_pairs`.
@@ -117,6 +126,9 @@ def information_report(
     do not fit together.
     """
     check_information_settings(locals())
+    if one_at_a_time:
+        whole = sequence == "fixed_length" or paper_style
+        require_in_turn(policy, reference, base=base, whole_sequences=whole)
     given = pairs_or_histories
     if not isinstance(given, HistoryInput):
         given = history_input(
@@ -126,60 +138,72 @@ def information_report(
             reference_samples=reference_samples,
             max_invalid=max_invalid,
         )
-    text = TextPolicy(template, eos, boundary, max_length, over_length)
-    models = scored_models(policy, reference)
-    if models.reference is None:
-        raise InputError("the information of an update needs the model it began with: give the reference (--reference)")
-    encoder = models.encoder(text, _source_of(given))
-    found = encoded_histories(given, encoder, vocab_rows=models.vocab, max_invalid=max_invalid)
-    resampling = Resampling(resamples=resamples, level=level, seed=seed)
-    reading = Sides(
-        given=found,
-        encoder=encoder,
-        vocab=models.vocab,
-        plausible=plausible,
-        buckets=tuple(position_buckets),
-        batch_tokens=batch_tokens,
-        share_prefix=share_prefix,
-        progress=progress,
+    texts = Texts(
+        given=given,
+        text=TextPolicy(template, eos, boundary, max_length, over_length),
+        source=_source_of(given),
+        max_invalid=max_invalid,
     )
+    resampling = Resampling(resamples=resamples, level=level, seed=seed)
+    how: dict[str, Any] = {
+        "plausible": plausible,
+        "buckets": tuple(position_buckets),
+        "batch_tokens": batch_tokens,
+        "share_prefix": share_prefix,
+        "progress": progress,
+    }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary if shards is None else shards)
-        ours = reading.read(models.policy, folder / "policy")
-        theirs = reading.read(models.reference, Path(reference_states or folder / "reference"))
-        main = reading.between(ours, theirs)
-        identities = token_identities_of(ours, theirs, models.vocab)
-        updates = chain_updates(via or {}, reference, base, models, reading, main, ours, theirs, folder, resampling)
-        for side in (ours, *([] if reference_states else [theirs])):
+        read: Callable[..., BothRead] = read_in_turn if one_at_a_time else read_both
+        both = read(
+            policy,
+            reference,
+            texts,
+            folder,
+            reference_states=reference_states,
+            base=base,
+            dtype=dtype,
+            device=device,
+            **how,
+        )
+        reading, found = both.reading, both.reading.given
+        main = reading.between(both.ours, both.theirs)
+        _require_some(main.positions)
+        identities = token_identities_of(both.ours, both.theirs, both.models.vocab)
+        floor = measure_floor if isinstance(measure_floor, NoiseFloor) else NOT_MEASURED
+        if measure_floor is True:
+            floor = measured_floor(
+                both.reference,
+                found.histories,
+                vocab=both.models.vocab,
+                plausible=plausible,
+                batch_tokens=batch_tokens,
+                seed=seed,
+                progress=progress,
+            )
+        sequences = None
+        if sequence == "fixed_length" or paper_style:
+            sequences = _sequences(
+                both.models, found, sequence_prompts, seed=seed, length=length, samples=samples, proposal=proposal,
+                paper_style=paper_style, min_ess=min_ess, min_ess_ratio=min_ess_ratio, batch_tokens=batch_tokens,
+                progress=progress,
+            )  # fmt: skip
+        if one_at_a_time:
+            both.let_go()
+        updates = chain_updates(via or {}, base, both, main, folder, resampling)
+        for side in (both.ours, *([] if reference_states else [both.theirs])):
             side[0].delete()
 
     responses = response_table(main, found)
     checks = pair_checks(responses, found, beta=beta, resampling=resampling)
     candidates, candidate_rates = candidate_sets(responses, resampling)
-    floor = measure_floor if isinstance(measure_floor, NoiseFloor) else NOT_MEASURED
-    if measure_floor is True:
-        floor = measured_floor(
-            models.reference,
-            found.histories,
-            vocab=models.vocab,
-            plausible=plausible,
-            batch_tokens=batch_tokens,
-            seed=seed,
-            progress=progress,
-        )
-    sequences = None
-    if sequence == "fixed_length" or paper_style:
-        sequences = _sequences(
-            models, found, sequence_prompts, seed=seed, length=length, samples=samples, proposal=proposal,
-            paper_style=paper_style, min_ess=min_ess, min_ess_ratio=min_ess_ratio, batch_tokens=batch_tokens,
-            progress=progress,
-        )  # fmt: skip
+    models, encoder = both.models, reading.encoder
     names = bucket_names(position_buckets)
     positions = main.positions
     tilt = rates_by_source(positions[positions["tilt"].notna()], resampling, ["tilt"])
     return InformationReport(
         policy=short_name(models.policy.name),
-        reference=short_name(models.reference.name),
+        reference=short_name(both.reference.name),
         rates=rates_by_source(positions, resampling),
         profile=profile_table(positions, names, **resampling.options()),
         tokens=token_table(main, found.histories, encoder.tokenizer, names, top=top_tokens),
@@ -234,24 +258,40 @@ def _sequences(models: ScoredModels, given: HistorySet, n: int, *, seed: int, **
 
 def check_information_settings(given: Mapping[str, Any]) -> None:
     """Raises InputError, naming the setting, for what `information_report` cannot do; absent ones are the defaults."""
-    for name, allowed in (("sequence", SEQUENCES), ("proposal", ("local", "policy", "reference"))):
+    for name, allowed in (
+        ("sequence", SEQUENCES), ("proposal", ("local", "policy", "reference")), ("share_prefix", ("auto", True, False))
+    ):  # fmt: skip
         if name in given and given[name] not in allowed:
             raise InputError(f"{name}={given[name]!r}: expected one of {', '.join(map(repr, allowed))}")
-    for name in ("top_tokens", "length", "samples", "sequence_prompts", "resamples"):
+    for name in ("top_tokens", "length", "samples", "sequence_prompts", "resamples", "batch_tokens"):
         if given.get(name) is not None and given[name] < 1:
             raise InputError(f"{name}={given[name]}: at least 1 is expected")
     bounds = list(given.get("position_buckets", ()))
     if any(bound < 1 for bound in bounds) or bounds != sorted({*bounds}):
         raise InputError(f"position_buckets={tuple(bounds)}: ascending last positions from 1 are expected, as (5, 50)")
+    try:
+        parse_plausible(given.get("plausible", 1e-4))
+    except ValueError as error:
+        raise InputError(f"plausible={given['plausible']!r}: {error}") from error
+    if not 0 < given.get("level", 0.95) < 1:
+        raise InputError(f"level={given['level']}: a share between 0 and 1 is expected")
     beta = given.get("beta")
     if beta is not None and not 0 < beta < float("inf"):
         raise InputError(f"beta={beta}: a number above 0 is expected")
 
 
+def _require_some(positions: pd.DataFrame) -> None:
+    """Raises InputError where no position can enter a mean: nothing would be left to say."""
+    if not len(counted(positions)):
+        told = ", ".join(f"{n} {name}" for name, n in positions["status"].value_counts().items())
+        raise InputError(
+            f"no response token is left: of {len(positions)} positions none has finite logits under both models "
+            f"({told}). Load the models in float32 (dtype), or take an earlier checkpoint"
+        )
+
+
 def _source_of(given: HistoryInput) -> str:
-    if given.pairs is not None:
-        return given.pairs.source
-    return next((file.source for file in given.responses.values()), "histories")
+    return given.files[0].source if given.files else "histories"
 
 
 def _warnings(given: HistorySet, models: ScoredModels) -> tuple[str, ...]:

@@ -129,21 +129,23 @@ def candidate_sets(responses: pd.DataFrame, resampling: Resampling) -> tuple[pd.
     Chosen and rejected answers are one each: those sources have no sets.
     """
     rows = []
-    for (source, prompt), part in responses.groupby(["source", "prompt_id"], sort=True):
+    drawn = responses[~responses["source"].isin(("chosen", "rejected"))]
+    for (source, prompt), part in drawn.groupby(["source", "prompt_id"], sort=True):
         whole = part if part["truncated"].all() else part[~part["truncated"]]
         whole = whole[np.isfinite(whole["log_ratio"])]
-        if source in ("chosen", "rejected") or not len(whole):
+        if not len(whole):
             continue
-        found = candidate_information(whole["log_ratio"].to_numpy(), keys=list(whole["key"]))
+        different = whole.drop_duplicates("key")  # a repeat read in another batch may differ by rounding
+        found = candidate_information(different["log_ratio"].to_numpy())
         rows.append(
             {
                 "source": source,
                 "prompt_id": prompt,
                 "n_candidates": found.n_candidates,
-                "n_repeats": found.n_repeats,
+                "n_repeats": len(whole) - len(different),
                 "normalized_entropy": found.normalized_entropy,
                 "ess": found.ess,
-                "history": int(whole.index[found.argmax]),
+                "history": int(different.index[found.argmax]),
                 "reason": found.reason,
             }
         )

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..probes.policy import load_control
-from ..probes.scored_models import ScoredModels
 from ..probes.vocabulary import require_same_tokenizer
 from .information_analysis import Resampling, update_rows
 from .information_reading import InformationReading
-from .information_sides import Side, Sides
+from .information_sides import Side
+from .information_turns import BothRead
 from .naming import short_name
 
 if TYPE_CHECKING:
@@ -24,27 +24,24 @@ UPDATES = ["from", "to", "source", "measure", "value", "low", "high", "n", "n_pr
 
 def chain_updates(
     via: "Mapping[str, str | os.PathLike[str] | Subject]",
-    reference: Any,
     base: "str | os.PathLike[str] | None",
-    models: ScoredModels,
-    reading: Sides,
+    both: BothRead,
     main: InformationReading,
-    ours: Side,
-    theirs: Side,
     folder: Path,
     resampling: Resampling,
 ) -> pd.DataFrame:
     """Rates of reference -> each save, of each save -> the next, and of reference -> policy; no row without saves."""
-    assert models.reference is not None
-    first, last = short_name(models.reference.name), short_name(models.policy.name)
-    named = reference if isinstance(reference, str | os.PathLike) else None
+    models, reading = both.models, both.reading
+    first, last = short_name(both.reference.name), short_name(models.policy.name)
     rows: list[dict[str, Any]] = []
     before: tuple[str, Side] | None = None
     for name, checkpoint in via.items():
-        subject = load_control(checkpoint, named, base=base, dtype=models.policy.dtype, device=models.policy.device)
-        require_same_tokenizer(models.reference, subject)
+        subject = load_control(
+            checkpoint, _under(both.reference), base=base, dtype=models.policy.dtype, device=models.policy.device
+        )
+        require_same_tokenizer(both.reference, subject)
         side = reading.read(subject, folder / f"via_{name}")
-        rows += update_rows(reading.between(side, theirs).positions, first, name, resampling)
+        rows += update_rows(reading.between(side, both.theirs).positions, first, name, resampling)
         if before is not None:
             rows += update_rows(reading.between(side, before[1]).positions, before[0], name, resampling)
             before[1][0].delete()
@@ -52,7 +49,14 @@ def chain_updates(
         del subject
         gc.collect()
     if before is not None:
-        rows += update_rows(reading.between(ours, before[1]).positions, before[0], last, resampling)
+        rows += update_rows(reading.between(both.ours, before[1]).positions, before[0], last, resampling)
         before[1][0].delete()
         rows += update_rows(main.positions, first, last, resampling)
     return pd.DataFrame(rows, columns=UPDATES)
+
+
+def _under(reference: "Subject") -> str | None:
+    """What an adapter among the saves is on, where nothing else says so: the reference, or its base; else None."""
+    if reference.facts.get("source") == "live model":
+        return None
+    return reference.facts.get("base") or reference.name

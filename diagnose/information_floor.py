@@ -76,11 +76,15 @@ def measured_floor(
         for number, (way, (model, tokens)) in enumerate(ways.items()):
             there = write_states(model, sequences, f"{folder}/{number}", batch_tokens=tokens), Tail.of(model)
             reading = read_information(there, plain, some, vocab=vocab, plausible=plausible)
-            means = prompt_means(counted(reading.positions), PANEL).frame.mean()
-            measured[way] = {name: float(means[name]) for name in PANEL}
+            usable = counted(reading.positions)
+            if len(usable):
+                means = prompt_means(usable, PANEL).frame.mean()
+                measured[way] = {name: float(means[name]) for name in PANEL}
+            else:
+                reason = f"{way}: no position of the {len(some)} responses has finite logits"
             if progress is not None:
                 progress("noise floor", number + 1, len(ways))
-    largest = max(values[name] for values in measured.values() for name in JUDGED)
+    largest = max((values[name] for values in measured.values() for name in JUDGED), default=0.0)
     return NoiseFloor(effective=max(ROUNDING, largest), measured=measured, n_histories=len(some), reason=reason)
 
 

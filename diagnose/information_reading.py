@@ -85,9 +85,8 @@ class InformationReading:
 
     @property
     def log_ratios(self) -> Float[np.ndarray, "H"]:
-        """log pi - log ref of every whole response, nats, in the order of the histories."""
-        first = np.flatnonzero(self.positions["position"] == 1)
-        return np.add.reduceat(self.positions["log_ratio"].to_numpy(), first)  # a NaN stays one
+        """log pi - log ref of every whole response, nats, in the order of the histories; NaN where a token has none."""
+        return np.bincount(self.positions["history"], weights=self.positions["log_ratio"])  # pandas would skip NaN
 
 
 def read_information(
@@ -140,9 +139,9 @@ def read_information(
 
 def _tables(
     histories: Sequence[History],
-    buckets: Sequence[Int[np.ndarray, "T"]],
+    buckets: Sequence[Int[np.ndarray, "_"]],  # of each history
     passes: Mapping[Group, InformationPass],
-    places: Mapping[Group, Int[np.ndarray, "n"]],
+    places: Mapping[Group, Int[np.ndarray, "_"]],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Positions in the order of the histories, and the listed tokens of each."""
     lengths = [len(history.response_ids) for history in histories]

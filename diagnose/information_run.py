@@ -10,6 +10,7 @@ from ..probes.policy import is_adapter, load_policy_and_reference
 from ..probes.rendering import template_file_hash
 from .history_sets import history_input
 from .information import check_information_settings, information_report
+from .information_turns import read_models, require_in_turn
 from .manifest import model_facts, model_identity, package_versions
 from .naming import short_name
 from .report import Manifest, Report
@@ -33,6 +34,7 @@ def information_run(
     reference_samples: Named | None = None,
     via: Mapping[str, Named] | None = None,
     source: str = "dataset",
+    expected: str | None = None,
     max_invalid: float = 0.05,
     seed: int = 0,
     dtype: str = "float32",
@@ -43,8 +45,9 @@ def information_run(
 ) -> Report:
     """The report of `information_report` in the run directory `out`; finished shards of states are kept until its end.
 
-    responses: pairs, or responses named after `source`. options: further keywords of `information_report` (beta,
-    plausible, sequence, template, ...), checked before a model is read.
+    responses: pairs, or responses named after `source`; expected: which of the two the file has to hold. options:
+    further keywords of `information_report` (beta, plausible, sequence, template, ...), checked before a model is read.
+    One of them, one_at_a_time, moves no number, so that a run that ran out of memory may continue with it.
     """
     options = dict(options or {})
     check_information_settings(options)
@@ -55,16 +58,14 @@ def information_run(
         source=source,
         policy_samples=policy_samples,
         reference_samples=reference_samples,
+        expected=expected,
         max_invalid=max_invalid,
     )
     adapters = any(is_adapter(model) for model in (policy, reference, *(via or {}).values()))
     if base is not None and not adapters:
         raise InputError(f"--base {base}: no adapter folder among the models: nothing takes a base")
-    both = any(is_adapter(model) for model in (policy, reference))
-    subject, other = load_policy_and_reference(
-        policy, reference, base=base if both else None, dtype=dtype, device=device
-    )
-    assert other is not None  # a reference was named
+    in_turn = bool(options.pop("one_at_a_time", False))
+    subject, other = _models(policy, reference, base, dtype, device, in_turn, options)
     data = given.facts()
     settings = {
         **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
@@ -88,11 +89,14 @@ def information_run(
         return Report.load(run.path)
     with run.watch.timed("information"):
         found = information_report(
-            subject,
-            other,
+            policy if in_turn else subject,
+            reference if in_turn else other,
             given,
             via=via,
-            base=base or reference,
+            base=base,
+            one_at_a_time=in_turn,
+            dtype=dtype,
+            device=device,
             max_invalid=max_invalid,
             seed=seed,
             shards=run.stage("states"),
@@ -119,3 +123,23 @@ def information_run(
     )
     report.save(run.path)
     return report
+
+
+def _models(
+    policy: Named,
+    reference: Named,
+    base: Named | None,
+    dtype: str,
+    device: str,
+    in_turn: bool,
+    options: Mapping[str, Any],
+) -> tuple[Any, Any]:
+    """Both models, or in turns what they say of themselves, by which a run is known before it begins."""
+    if in_turn:
+        whole = options.get("sequence") == "fixed_length" or bool(options.get("paper_style"))
+        require_in_turn(policy, reference, base=base, whole_sequences=whole)
+        return read_models(policy, reference, base=base, dtype=dtype, device=device)
+    under = base if is_adapter(policy) or is_adapter(reference) else None
+    subject, other = load_policy_and_reference(policy, reference, base=under, dtype=dtype, device=device)
+    assert other is not None  # a reference was named
+    return subject, other

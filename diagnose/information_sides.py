@@ -94,9 +94,11 @@ def _require_exact(
     places = torch.arange(first.start - 1, first.start - 1 + n)[None]
     with torch.no_grad():
         own = subject.logits(ids, torch.ones_like(ids), places)[0, :, :vocab].float().cpu()
-    apart = float((cached - own).abs().max())
-    allowed = EXACT if subject.dtype in ("float32", "float64") else EXACT_HALF * float(own.abs().max())
-    if not apart <= allowed:
+    finite = own.isfinite()  # the others are set aside when they are read; excluded tokens are -inf
+    apart = float((cached - own)[finite].abs().max()) if finite.any() else 0.0
+    largest = float(own[finite].abs().max()) if finite.any() else 0.0
+    allowed = EXACT if subject.dtype in ("float32", "float64") else EXACT_HALF * largest
+    if not apart <= allowed or cached[~finite].isfinite().any():  # a NaN fails the first
         raise InputError(
             f"{subject.name}: its last states through its head differ from its own logits by {apart:.2g} (allowed: "
             f"{allowed:.2g}): the head does more than norm, weight, bias, scale and soft-cap, or is too coarse"

@@ -88,11 +88,9 @@ def token_table(
     leads by q, or stands; empty where it does neither.
     """
     groups: dict[tuple[str, str], list[TokenAttribution]] = {}
-    members: dict[tuple[str, str], list[Group]] = {}
-    for (source, bucket), found in reading.attributions.items():
-        for name in (ALL, names[bucket]):
+    for (source, number), found in reading.attributions.items():
+        for name in (ALL, names[number]):
             groups.setdefault((source, name), []).append(found)
-            members.setdefault((source, name), []).append((source, bucket))
     order = [ALL, *names]
     rows = []
     for source, where in sorted(groups, key=lambda key: (key[0], order.index(key[1]))):

@@ -49,8 +49,7 @@ def load_policy_and_reference(
                 f"--reference {reference}: the policy {subject.name} has no adapter; name the reference model"
             )
         return subject, subject.without_adapter() if beside is None else subject.with_adapter(beside)
-    own_base = is_adapter(policy) and _same_model(_base_of(policy, reference, base), reference)
-    if own_base and not is_adapter(reference) and not subject.facts.get("adapter_off_refused"):
+    if shares_weights(policy, reference, base=base) and not subject.facts.get("adapter_off_refused"):
         return subject, subject.without_adapter()
     return subject, load(reference, base=base if is_adapter(reference) else None, dtype=dtype, device=device)
 
@@ -84,6 +83,18 @@ def load_judge(reward: Any, *, base: Any, reference: Any, dtype: str = "float32"
 def is_adapter(model: object) -> bool:
     """True for a folder that holds a PEFT adapter."""
     return isinstance(model, str | os.PathLike) and (Path(model).expanduser() / "adapter_config.json").is_file()
+
+
+def shares_weights(policy: object, reference: object, *, base: Named | None = None) -> bool:
+    """Whether the reference is the policy's own weights in another state, or the base that the policy's adapter is on.
+
+    Both are then one load, but where the adapter turns out to have trained what stays when it is off.
+    """
+    if is_own_state(reference):
+        return True
+    if not is_adapter(policy) or is_adapter(reference) or not isinstance(reference, str | os.PathLike):
+        return False
+    return _same_model(_base_of(policy, reference, base), reference)
 
 
 def adapter_named(reference: object) -> str | None:

@@ -74,7 +74,7 @@ def _difference(first: "PreTrainedTokenizerBase", second: "PreTrainedTokenizerBa
     if a != b:
         only_a, only_b = sorted(a.keys() - b.keys(), key=a.__getitem__), sorted(b.keys() - a.keys(), key=b.__getitem__)
         moved = [token for token in a.keys() & b.keys() if a[token] != b[token]]
-        parts = [f"{len(a)} and {len(b)} tokens"]
+        parts = [f"{len(a)} and {len(b)} tokens", _first_apart(a, b)]
         if only_a or only_b:
             parts.append(
                 f"{len(only_a)} only in the policy's {only_a[:3]}, {len(only_b)} only in the other {only_b[:3]}"
@@ -88,3 +88,11 @@ def _difference(first: "PreTrainedTokenizerBase", second: "PreTrainedTokenizerBa
     if special:
         return ", ".join(f"{name} {getattr(first, name)!r} and {getattr(second, name)!r}" for name in special)
     return f"the same {len(a)} tokens, but other merges, normalisation or added special tokens"
+
+
+def _first_apart(a: dict[str, int], b: dict[str, int]) -> str:
+    """The smallest id that is not the same token to both."""
+    ours, theirs = ({i: token for token, i in vocabulary.items()} for vocabulary in (a, b))
+    first = min(i for i in ours.keys() | theirs.keys() if ours.get(i) != theirs.get(i))
+    said = [repr(tokens[first]) if first in tokens else "no token" for tokens in (ours, theirs)]
+    return f"the first differing id is {first}: {said[0]} and {said[1]}"
