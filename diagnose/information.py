@@ -155,17 +155,8 @@ def information_report(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary if shards is None else shards)
         read: Callable[..., BothRead] = read_in_turn if one_at_a_time else read_both
-        both = read(
-            policy,
-            reference,
-            texts,
-            folder,
-            reference_states=reference_states,
-            base=base,
-            dtype=dtype,
-            device=device,
-            **how,
-        )
+        states = folder / "policy", Path(reference_states or folder / "reference")
+        both = read(policy, reference, texts, states, base=base, dtype=dtype, device=device, **how)
         reading, found = both.reading, both.reading.given
         main = reading.between(both.ours, both.theirs)
         _require_some(main.positions)

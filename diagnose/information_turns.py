@@ -95,21 +95,21 @@ def read_both(
     policy: Any,
     reference: Any,
     texts: Texts,
-    folder: Path,
+    folders: tuple[Path, Path],
     *,
     base: Named | None,
     dtype: str,
     device: str,
     **how: Any,
 ) -> BothRead:
-    """Both models in memory, their states on disk; `how` is the rest of `Sides`."""
+    """Both models in memory, their states on disk in `folders` (policy, reference); `how` is the rest of `Sides`."""
     if reference is None:
         raise InputError("the information of an update needs the model it began with: give the reference (--reference)")
     under = base if is_adapter(policy) or is_adapter(reference) else None  # else it is that of saves between them
     models = scored_models(*load_policy_and_reference(policy, reference, base=under, dtype=dtype, device=device))
     encoder, found = texts.encoded(models)
     reading = Sides(given=found, encoder=encoder, vocab=models.vocab, **how)
-    ours, theirs = (reading.read(model, folder / role) for role, model in models.by_role.items())
+    ours, theirs = (reading.read(model, at) for model, at in zip(models.by_role.values(), folders, strict=True))
     return BothRead(models=models, reading=reading, ours=ours, theirs=theirs)
 
 
@@ -117,7 +117,7 @@ def read_in_turn(
     policy: Named,
     reference: Named,
     texts: Texts,
-    folder: Path,
+    folders: tuple[Path, Path],
     *,
     base: Named | None,
     dtype: str,
@@ -129,7 +129,7 @@ def read_in_turn(
     Raises InputError for a policy whose head is not simple (it reads its states itself), or texts that the reference
     cannot all read, which the policy has then read already.
     """
-    card, reading, ours = _states_of(policy, texts, folder / "policy", base, dtype, device, how)
+    card, reading, ours = _states_of(policy, texts, folders[0], base, dtype, device, how)
     gc.collect()  # hooks and modules refer to each other
     models = scored_models(card, load_control(reference, None, base=base, dtype=dtype, device=device))
     assert models.reference is not None
@@ -142,7 +142,7 @@ def read_in_turn(
                 "at once (without one_at_a_time)"
             )
     reading.vocab = models.vocab
-    theirs = reading.read(models.reference, folder / "reference")
+    theirs = reading.read(models.reference, folders[1])
     return BothRead(models=models, reading=reading, ours=ours, theirs=theirs)
 
 
