@@ -39,8 +39,9 @@ _LAZY = {
     "Estimate": ".diagnose.report",
     "Finding": ".diagnose.report",
     "Subject": ".probes.subject",
+    "SteeringVector": ".steering.vector",
 }
-_SUBPACKAGES = ("cli", "dashboards", "diagnose", "organisms", "probes")
+_SUBPACKAGES = ("cli", "dashboards", "diagnose", "organisms", "probes", "steering")
 
 __all__ = [
     "AnatomyError",
@@ -49,6 +50,7 @@ __all__ = [
     "InputError",
     "PairScores",
     "Report",
+    "SteeringVector",
     "Subject",
     "TunedLens",
     "__version__",
@@ -97,6 +99,7 @@ if TYPE_CHECKING:
     from .probes.scoring import score_pairs
     from .probes.subject import Subject
     from .probes.tuned_lens import TunedLens
+    from .steering.vector import SteeringVector
 
 
 def __getattr__(name: str) -> Any:
