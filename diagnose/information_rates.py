@@ -135,7 +135,7 @@ def profile_table(
 def by_bucket(positions: pd.DataFrame) -> list[tuple[str, int, pd.DataFrame]]:
     """Source, number of the bucket and its positions, in that order."""
     grouped = positions.groupby(["source", "bucket"], sort=True)
-    return [(str(source), int(bucket), part) for (source, bucket), part in grouped]  # type: ignore[misc, call-overload]
+    return [(str(source), int(bucket), part) for (source, bucket), part in grouped]  # type: ignore[call-overload]
 
 
 def tilt_table(
