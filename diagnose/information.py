@@ -191,7 +191,7 @@ def information_report(
     models, encoder = both.models, reading.encoder
     names = bucket_names(position_buckets)
     positions = main.positions
-    tilt = rates_by_source(positions[positions["tilt"].notna()], resampling, ["tilt"])
+    tilts = rates_by_source(positions[positions["tilt"].notna()], resampling, ["tilt"])
     return InformationReport(
         policy=short_name(models.policy.name),
         reference=short_name(both.reference.name),
@@ -199,7 +199,7 @@ def information_report(
         profile=profile_table(positions, names, **resampling.options()),
         tokens=token_table(main, found.histories, encoder.tokenizer, names, top=top_tokens),
         tilt=tilt_table(positions, names, **resampling.options()),
-        tilt_rates={name: one["tilt"] for name, one in tilt.items()},
+        tilt_rates={name: one["tilt"].model_copy(update={"reconstructed": True}) for name, one in tilts.items()},
         candidates=candidates,
         candidate_rates=candidate_rates,
         sequence=sequences,
@@ -226,7 +226,7 @@ def information_report(
             "resamples": resamples,
             "seed": seed,
         },
-        warnings=_warnings(found, models),
+        warnings=_warnings(found, models, templated=encoder.renderer.origin != "none" and _rendered(given, template)),
     )
 
 
@@ -285,13 +285,25 @@ def _source_of(given: HistoryInput) -> str:
     return given.files[0].source if given.files else "histories"
 
 
-def _warnings(given: HistorySet, models: ScoredModels) -> tuple[str, ...]:
+def _rendered(given: HistoryInput, template: str) -> bool:
+    """Whether a chat template stands around the text: "auto" leaves plain strings alone."""
+    texts = (item.prompt for file in given.files for item in file)
+    return template != "auto" or any(not isinstance(text, str) for text in texts)
+
+
+def _warnings(given: HistorySet, models: ScoredModels, *, templated: bool) -> tuple[str, ...]:
     found = []
     if n := given.counts["truncated"]:
         found.append(f"{n} of {len(given.histories)} responses were cut before their end; they count token by token")
     masked = max(model.vocab_size for model in models.by_role.values()) - models.vocab
     if masked:
         found.append(f"{masked} rows of a head belong to no token and were left out; V is {models.vocab}")
+    templates = {model.fingerprints.template for model in models.by_role.values()}
+    if templated and len(templates) > 1:
+        found.append(
+            "the two models have other chat templates (or one has none), and both read the policy's: text under a "
+            "template that a model was not trained with is off its distribution, and KL then measures the format too"
+        )
     quantised = {role: model.facts.get("quantization") for role, model in models.by_role.items()}
     if quantised.get("policy") != quantised.get("reference"):
         told = ", ".join(f"{role} {what or 'not quantised'}" for role, what in quantised.items())

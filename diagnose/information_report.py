@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ..errors import InputError
 from .displacement import Displacement
 from .fixed_length import FixedLengthInformation
 from .generator_law import UNKNOWN
@@ -90,8 +91,11 @@ class InformationReport:
         return self.section().section.summary
 
     def figure(self) -> "go.Figure":
-        """The update profile by position; `figures()` gives all."""
-        return self.figures()["profile"]
+        """The update profile by position; `figures()` gives all. Raises InputError where an identity fails."""
+        found = self.figures()
+        if "profile" not in found:
+            raise InputError(f"no figure is drawn of refused numbers: {self.summary()} See `identities`")
+        return found["profile"]
 
     def figures(self) -> "dict[str, go.Figure]":
         """The figures of this section by name."""

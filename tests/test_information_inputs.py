@@ -9,7 +9,7 @@ import pytest
 import torch
 from information_oracle import CLOSE, EOS, QUICK, read_all, responses, strict_json
 from test_scoring import Forwards, many, subject
-from tiny_tokenizer import PIECES, tiny_tokenizer
+from tiny_tokenizer import CHAT, PIECES, tiny_tokenizer
 
 from alignscope import InputError, information_report
 from alignscope.diagnose.history_sets import history_input
@@ -185,3 +185,11 @@ def test_repeats_that_rounding_sets_apart_are_one_candidate():
     found, _ = candidate_sets(table, Resampling(resamples=5))
     assert found["normalized_entropy"][0] == pytest.approx(0.8112781, abs=1e-7)
     assert (found["n_candidates"][0], found["n_repeats"][0]) == (2, 1)
+
+
+def test_a_reference_without_the_policys_chat_template_is_warned_of_where_a_template_is_used():
+    policy, reference = subject(0, tokenizer=tiny_tokenizer(template=CHAT)), subject(1)
+    raw = information_report(policy, reference, many(4), measure_floor=False, resamples=20)
+    chat = information_report(policy, reference, many(4), template="chat", measure_floor=False, resamples=20)
+    assert not any("chat template" in text for text in raw.warnings)
+    assert any("chat template" in text for text in chat.warnings)
