@@ -1,0 +1,1 @@
+"""Vectors that change behaviour along one direction: data, losses and the training loop."""
