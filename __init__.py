@@ -39,8 +39,9 @@ _LAZY = {
     "Estimate": ".diagnose.report",
     "Finding": ".diagnose.report",
     "Subject": ".probes.subject",
+    "read_quadruples": ".steering.quadruples",
 }
-_SUBPACKAGES = ("cli", "dashboards", "diagnose", "organisms", "probes")
+_SUBPACKAGES = ("cli", "dashboards", "diagnose", "organisms", "probes", "steering")
 
 __all__ = [
     "AnatomyError",
@@ -64,6 +65,7 @@ __all__ = [
     "ranking_report",
     "read_pairs",
     "read_prompts",
+    "read_quadruples",
     "reward_report",
     "score_pairs",
     "spinal_distance",
@@ -97,6 +99,7 @@ if TYPE_CHECKING:
     from .probes.scoring import score_pairs
     from .probes.subject import Subject
     from .probes.tuned_lens import TunedLens
+    from .steering.quadruples import read_quadruples
 
 
 def __getattr__(name: str) -> Any:
