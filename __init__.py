@@ -40,6 +40,7 @@ _LAZY = {
     "Finding": ".diagnose.report",
     "Subject": ".probes.subject",
     "read_quadruples": ".steering.quadruples",
+    "SteeringVector": ".steering.vector",
 }
 _SUBPACKAGES = ("cli", "dashboards", "diagnose", "organisms", "probes", "steering")
 
@@ -50,6 +51,7 @@ __all__ = [
     "InputError",
     "PairScores",
     "Report",
+    "SteeringVector",
     "Subject",
     "TunedLens",
     "__version__",
@@ -100,6 +102,7 @@ if TYPE_CHECKING:
     from .probes.subject import Subject
     from .probes.tuned_lens import TunedLens
     from .steering.quadruples import read_quadruples
+    from .steering.vector import SteeringVector
 
 
 def __getattr__(name: str) -> Any:

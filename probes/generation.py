@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .padding import padded
+from .token_positions import announced_prompts, unedited
 
 if TYPE_CHECKING:
     from .huggingface import HuggingFaceSubject
@@ -47,9 +48,9 @@ def generated_ids(
     try:
         for start in range(0, len(rows), max(size, 1)):
             ids, mask = padded(rows[start : start + size], pad or 0, left=True)
-            out = model.generate(
-                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=True, **options
-            )
+            given = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+            with announced_prompts(mask.sum(-1)):
+                out = model.generate(**given, **{"use_cache": True, **options})
             found += [_to_the_end(new, ends) for new in out[:, ids.shape[1] :].tolist()]
     finally:
         model.generation_config = own
@@ -72,6 +73,6 @@ def _to_the_end(ids: list[int], ends: list[int]) -> tuple[int, ...]:
 def _respects_left_padding(subject: "HuggingFaceSubject") -> bool:
     """Whether three pads on the left leave the last logits of a short row where they were."""
     row = [subject.vocab_size // 3, subject.vocab_size // 2]
-    with torch.no_grad():
+    with torch.no_grad(), unedited():
         plain, beside = (subject.logits(*padded(rows, 0, left=True))[-1, -1] for rows in ([row], [row * 2, row]))
     return bool((plain - beside).abs().max() <= SAME * plain.abs().max())

@@ -18,10 +18,11 @@ from ..errors import InputError, NoTokenizerError
 from .adapter_states import AdapterState
 from .anatomy import Anatomy, at_least_float32
 from .capture import capturing
+from .editing import edited_fingerprint, editing
 from .generation import generate, generated_ids
 from .kernels.eager import exact_products
 from .live import evaluating
-from .subject import Fingerprint, Head, Layout, Reducer, Subject, Trace
+from .subject import Edit, Fingerprint, Head, Layout, Reducer, Site, Subject, Trace
 from .vocabulary import real_vocabulary
 
 if TYPE_CHECKING:
@@ -76,7 +77,9 @@ class HuggingFaceSubject:
 
     @property
     def fingerprints(self) -> Fingerprint:
-        return self._fingerprints() if callable(self._fingerprints) else self._fingerprints
+        """Of what the model is now: inside `editing`, `combined` is another one, the parts are those of the weights."""
+        own = self._fingerprints() if callable(self._fingerprints) else self._fingerprints
+        return edited_fingerprint(self.model, own)
 
     @property
     def fingerprint(self) -> str:
@@ -197,6 +200,16 @@ class HuggingFaceSubject:
         with torch.no_grad(), self._measuring(), _head_input(self.anatomy.head, lambda h: h[:, -1:]):
             made = self.model(**arguments, use_cache=True)
         return at_least_float32(made.logits[:, -1]), made.past_key_values
+
+    def editing(self, edits: Mapping[Site, Edit]) -> AbstractContextManager[None]:
+        """Inside, hidden states are changed at the sites given; contexts nest, the inner acts on the outer's result.
+
+        The edits are on the module, for whoever calls it: other subjects that share it read edited states too. Hooks
+        that are not ours stay; ours are gone afterwards, whatever happens inside. The modules of attn_out and mlp_out
+        are found by two short forward passes, when this is called. See probes/editing.py.
+        Raises InputError for a layer or component that the model does not have.
+        """
+        return editing(self, edits)
 
     def generate(self, prompts: list[str], **kwargs: Any) -> list[str]:
         """Continuations of raw prompts, greedy unless told otherwise; keyword arguments as of transformers' generate.

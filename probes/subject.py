@@ -1,11 +1,14 @@
 """What every carrier of a model offers to the diagnostics: the Subject protocol and the small types around it."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from ..errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,6 +65,62 @@ class Fingerprint:
     tokenizer: str | None
     template: str | None
     combined: str
+
+
+COMPONENTS = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A place in the residual stream of a model. Raises InputError for a negative layer or an unknown component.
+
+    layer: block, 0-based. resid_pre: what goes into the block (trace index `layer`); resid_post: what comes out of it
+    (trace index `layer + 1`); attn_out, mlp_out: what its attention or its MLP returns.
+    """
+
+    layer: int
+    component: str = "resid_post"
+
+    def __post_init__(self) -> None:
+        if self.layer < 0:
+            raise InputError(f"layer {self.layer}: expected a block, 0 or higher")
+        if self.component not in COMPONENTS:
+            raise InputError(f"component '{self.component}': expected one of {', '.join(COMPONENTS)}")
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.component}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Which tokens a forward pass reads: the place of each among the real ones of its row, from mask and cache."""
+
+    index: Int[Tensor, "B T"]  # 0 for the first real token of a row; -1 at padding
+    prompt: Int[Tensor, "B"]  # real tokens of a row's prompt
+
+
+@runtime_checkable
+class EditPositions(Protocol):
+    """The tokens that an edit changes; `steering.Positions` is the one there is."""
+
+    def at(self, tokens: Tokens) -> Bool[Tensor, "B T"]: ...
+
+    def resolved(self, subject: "Subject") -> "EditPositions": ...  # what depends on the tokenizer settled
+
+
+@runtime_checkable
+class Edit(Protocol):
+    """A change of hidden states: `edit(h, where)` is a new tensor, equal to h to the bit where `where` is False."""
+
+    @property
+    def positions(self) -> EditPositions: ...
+
+    @property
+    def key(self) -> str: ...  # sha256 of all that the edit does: a cache must not take edited scores for plain ones
+
+    def __call__(
+        self, h: Float[Tensor, "*batch d"], where: Bool[Tensor, "*batch"] | None = None
+    ) -> Float[Tensor, "*batch d"]: ...
 
 
 @runtime_checkable
@@ -125,6 +184,8 @@ class Subject(Protocol):
         attention_mask: Int[Tensor, "B T"],
         positions: Int[Tensor, "B P"] | None = None,
     ) -> Float[Tensor, "B P V"]: ...
+
+    def editing(self, edits: Mapping[Site, Edit]) -> AbstractContextManager[None]: ...  # inside, hidden states change
 
     def generate(self, prompts: list[str], **kwargs: Any) -> list[str]: ...
 

@@ -1,1 +1,57 @@
-"""Vectors that change behaviour along one direction: data, losses and the training loop."""
+"""Vectors that change behaviour along one direction: made of a site, a subspace, an edit and two factors.
+
+Names load on first use: `import alignscope.steering` imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# public name -> module that defines it
+_LAZY = {
+    "Ablate": ".edits",
+    "Add": ".edits",
+    "Clamp": ".edits",
+    "Edit": "..probes.subject",
+    "Factors": ".factors",
+    "Interchange": ".edits",
+    "Positions": ".positions",
+    "Site": "..probes.subject",
+    "SteeringSet": ".sets",
+    "SteeringVector": ".vector",
+    "Subspace": ".subspace",
+}
+
+__all__ = [
+    "Ablate",
+    "Add",
+    "Clamp",
+    "Edit",
+    "Factors",
+    "Interchange",
+    "Positions",
+    "Site",
+    "SteeringSet",
+    "SteeringVector",
+    "Subspace",
+]
+
+if TYPE_CHECKING:
+    from ..probes.subject import Edit, Site
+    from .edits import Ablate, Add, Clamp, Interchange
+    from .factors import Factors
+    from .positions import Positions
+    from .sets import SteeringSet
+    from .subspace import Subspace
+    from .vector import SteeringVector
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    value = getattr(import_module(_LAZY[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,1 @@
+"""Other tools' files of steering vectors: what they can hold, and what is lost on the way."""

@@ -1,0 +1,59 @@
+"""Does a vector belong on this model? What it was made on, and what of that must be the same."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import InputError
+from ..probes.subject import Site, Subject
+
+# what a file must say of its model, with the name it has in messages
+_SIZES = {"model_type": "model type", "hidden_size": "hidden size", "n_layers": "number of blocks"}
+
+
+def model_fingerprint(subject: Subject) -> dict[str, Any]:
+    """What a vector keeps of the model it was made on; hashes are sha256."""
+    parts = subject.fingerprints
+    return {
+        "model_type": subject.facts.get("model_type"),
+        "hidden_size": subject.d_model,
+        "n_layers": subject.n_layers,
+        "vocab_size": subject.vocab_size,
+        "tokenizer": parts.tokenizer,
+        "template": parts.template,
+        "weights": parts.weights,
+        "dtype": subject.dtype,
+    }
+
+
+def require_fit(
+    site: Site, width: int, known: Mapping[str, Any], subject: Subject, *, allow_other_weights: bool = False
+) -> None:
+    """Raises InputError unless a vector of `width` for `site`, made on the model `known`, belongs on the subject.
+
+    Refused: another width or model type, other blocks, a layer that is not there; other weights, for which
+    allow_other_weights (a fine-tuned sibling) makes it a warning. Another chat template is a warning. What `known` does
+    not say is not asked for.
+    """
+    if width != subject.d_model:
+        raise InputError(f"{subject.name}: hidden size {subject.d_model}, the vector is for {width}")
+    require_layer(site, subject.n_layers, subject.name)
+    here = model_fingerprint(subject)
+    for name, told in _SIZES.items():
+        if known.get(name) is not None and known[name] != here[name]:
+            raise InputError(f"{subject.name}: {told} {here[name]}, the vector was made on {known[name]}")
+    if known.get("weights") is not None and known["weights"] != here["weights"]:
+        told = f"{subject.name}: its weights are {here['weights']}, the vector was made on {known['weights']}"
+        if not allow_other_weights:
+            raise InputError(f"{told}; allow_other_weights=True to try it on a fine-tuned sibling")
+        warnings.warn(told, stacklevel=3)
+    if known.get("template") is not None and known["template"] != here["template"]:
+        warnings.warn(
+            f"{subject.name}: another chat template than the vector was made with; prompts may read differently",
+            stacklevel=3,
+        )
+
+
+def require_layer(site: Site, n_layers: int, where: str) -> None:
+    if site.layer >= n_layers:
+        raise InputError(f"{where}: layer {site.layer} is not in 0 .. {n_layers - 1} (a site's layer is 0-based)")
