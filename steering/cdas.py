@@ -14,9 +14,7 @@ from torch import Tensor
 from ..probes.shards import Progress
 from .interchange import InterchangeRows, Readout
 from .losses import CEILING_SHARE, require_loss, share_at_ceiling, token_weights
-
-ORTHONORMAL = 1e-5  # max |S S^T - I| after a step
-DEFICIENT = 1e-6  # of the longest
+from .subspace import Subspace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -27,7 +25,7 @@ class FitResult:
     minibatch's tokens with a JSD above 0.69, where it has no gradient left [reconstructed]; None for other losses.
     """
 
-    basis: Float[Tensor, "k d"]  # orthonormal rows, float32
+    subspace: Subspace
     loss: str
     losses: tuple[float, ...]
     gradient_norms: tuple[float, ...]
@@ -36,9 +34,14 @@ class FitResult:
     n_tokens: int  # response tokens trained on, a token as often as it was drawn
 
     @property
+    def basis(self) -> Float[Tensor, "k d"]:
+        """S: orthonormal rows, float32."""
+        return self.subspace.basis
+
+    @property
     def rank(self) -> int:
         """k"""
-        return len(self.basis)
+        return self.subspace.rank
 
     @property
     def share_at_ceiling(self) -> float | None:
@@ -56,8 +59,8 @@ class FitResult:
         )
 
     def project(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch k"]:
-        """Coordinates h S^T, float32."""
-        return h.to(self.basis) @ self.basis.T
+        """Coordinates h S^T of the subspace, float32 or wider."""
+        return self.subspace.project(h)
 
 
 def fit_interchange(
@@ -79,7 +82,7 @@ def fit_interchange(
     response_mask: Bool[Tensor, "rows4 R4"] | None = None,
     tokens: Int[Tensor, "rows5 R5"] | None = None,
     batches: Sequence[Tensor] | None = None,
-    observe: Callable[[int, Tensor], None] | None = None,
+    observe: Callable[[int, Subspace], None] | None = None,
     progress: Progress | None = None,
 ) -> FitResult:
     """Minimise the loss of readout(h_b + (h_s S^T - h_b S^T) S) against the source's logits over orthonormal S [k, d].
@@ -89,7 +92,7 @@ def fit_interchange(
     `steps`, gradient norm clipped at `grad_clip`, after every step a retraction to orthonormal rows (QR; rank 1:
     division by the norm). Gradient reaches S alone. init: rows to start from, default random from `seed`, which also
     draws the minibatches with replacement; batches: rows of every step instead, `steps` of them.
-    observe(step, basis): called before the first step (0) and after each one.
+    observe(step, subspace): called before the first step (0) and after each one.
     Raises ValueError for arguments that do not fit, and where the loss is not finite. arXiv 2602.05234.
     """
     if response_mask is None:
@@ -106,67 +109,67 @@ def fit_interchange(
     require_loss(loss, reduction, has_tokens=tokens is not None)
     _require_positive(steps=steps, lr=lr, batch_size=batch_size, grad_clip=grad_clip)
     generator = torch.Generator().manual_seed(seed)
-    weight = _start(init, rank, base.shape[-1], generator).to(base.device).requires_grad_(True)
+    weight = _start(init, rank, base.shape[-1], generator).basis.to(base.device).clone().requires_grad_(True)
     drawn = _drawn(len(data), batch_size, steps, generator) if batches is None else _checked(batches, steps, len(data))
     optimizer = torch.optim.AdamW([weight], lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    losses, norms, ceiling, n_tokens = [], [], [], 0
+    each: list[Tensor] = []  # of every step, [n] a token
+    losses: list[float] = []
+    norms: list[float] = []
     if observe is not None:
-        observe(0, weight.detach().clone())
+        observe(0, _frozen(weight))
     for step, rows in enumerate(drawn, start=1):
-        rows = rows.to(base.device)
-        with torch.enable_grad():
-            each = data.token_losses(weight, rows, loss)
-            value = (each * token_weights(response_mask[rows], reduction).to(each)).sum()
-        (weight.grad,) = torch.autograd.grad(value, [weight])  # no parameter of the model gets a gradient
+        of_tokens, value, weight.grad = _loss_and_gradient(data, weight, rows.to(base.device), loss, reduction)
+        each.append(of_tokens)
+        losses.append(value)
         norms.append(float(torch.nn.utils.clip_grad_norm_([weight], float(grad_clip))))
-        losses.append(value.item())
         if not math.isfinite(losses[-1] + norms[-1]):
             found = f"loss {losses[-1]:g}, gradient norm {norms[-1]:g}"
             raise ValueError(f"{found} at step {step} of {steps}: lower lr ({lr:g}), or look at what readout gives")
         optimizer.step()
         schedule.step()
         with torch.no_grad():
-            weight.copy_(_orthonormal(weight))
-        if loss == "jsd":
-            ceiling.append(share_at_ceiling(each.detach()))
-        n_tokens += len(each)
+            weight.copy_(Subspace(weight).basis)
         if observe is not None:
-            observe(step, weight.detach().clone())
+            observe(step, _frozen(weight))
         if progress is not None:
             progress("interchange fit", step, steps)
     return FitResult(
-        basis=weight.detach().cpu().clone(),
+        subspace=_frozen(weight.cpu()),
         loss=loss,
         losses=tuple(losses),
         gradient_norms=tuple(norms),
-        at_ceiling=tuple(ceiling) if loss == "jsd" else None,
+        at_ceiling=tuple(map(share_at_ceiling, each)) if loss == "jsd" else None,
         n_rows=len(data),
-        n_tokens=n_tokens,
+        n_tokens=sum(map(len, each)),
     )
 
 
-def _start(init: Tensor | None, rank: int, width: int, generator: torch.Generator) -> Float[Tensor, "k d"]:
+def _loss_and_gradient(
+    data: InterchangeRows, weight: Float[Tensor, "k d"], rows: Int[Tensor, "B"], loss: str, reduction: str
+) -> tuple[Float[Tensor, "n"], float, Float[Tensor, "k d"]]:
+    """Loss of each response token, their mean over the minibatch, and its gradient to S."""
+    with torch.enable_grad():
+        of_tokens = data.token_losses(Subspace.orthonormal(weight), rows, loss)  # refuses |S S^T - I| above 1e-5
+        value = (of_tokens * token_weights(data.response_mask[rows], reduction).to(of_tokens)).sum()
+    (gradient,) = torch.autograd.grad(value, [weight])  # no parameter of the model gets one
+    return of_tokens.detach(), value.item(), gradient
+
+
+def _start(init: Tensor | None, rank: int, width: int, generator: torch.Generator) -> Subspace:
     if not 1 <= rank <= width:
         raise ValueError(f"rank {rank}: expected 1 .. {width}, the width of the states")
     if init is None:
-        return _orthonormal(torch.randn(rank, width, generator=generator))
-    rows = init.detach().cpu().reshape(-1, init.shape[-1])
+        return Subspace(torch.randn(rank, width, generator=generator))
+    rows = init.reshape(-1, init.shape[-1])
     if rows.shape != (rank, width):
         raise ValueError(f"init of shape {tuple(init.shape)}: expected [{rank}, {width}]")
-    return _orthonormal(rows)
+    return Subspace(rows)
 
 
-def _orthonormal(weight: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
-    """Rows of the same span, orthonormal, float32; the first keeps its direction, the others their side."""
-    q, r = torch.linalg.qr(weight.double().T)
-    lengths = r.diagonal()
-    if not lengths.abs().min() > DEFICIENT * lengths.abs().max():  # also NaN
-        raise ValueError(f"rows are not independent: the diagonal of R is {lengths.tolist()}")
-    basis = (q * lengths.sign()).T.float()
-    off = float((basis @ basis.T - torch.eye(len(basis), device=basis.device)).abs().max())
-    assert off < ORTHONORMAL, f"max |S S^T - I| is {off:.3g} after the retraction"
-    return basis
+def _frozen(weight: Float[Tensor, "k d"]) -> Subspace:
+    """A copy that later steps leave alone."""
+    return Subspace.orthonormal(weight.detach().clone())
 
 
 def _drawn(n: int, size: int, steps: int, generator: torch.Generator) -> Sequence[Tensor]:

@@ -10,29 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..probes.anatomy import at_least_float32
-from ..probes.kernels.eager import exact_products
+from .edits import Interchange
 from .losses import token_losses
+from .subspace import Subspace
 
 Readout = Callable[[Tensor, Tensor], Tensor]  # (states[B, T, d], rows[B]) -> logits[B, R, V] of the response tokens
-
-
-def interchanged(
-    base: Float[Tensor, "B T d"],
-    source: Float[Tensor, "B d"],
-    basis: Float[Tensor, "k d"],
-    edit_mask: Bool[Tensor, "B T"],
-) -> Float[Tensor, "B T d"]:
-    """h_b + (h_s S^T - h_b S^T) S where edit_mask is True, h_b to the bit elsewhere; gradient reaches S.
-
-    Computed in float32 or wider, given back in the type of `base`. arXiv 2602.05234.
-    """
-    with exact_products(base.device):
-        h = at_least_float32(base)
-        directions = basis.to(h)
-        target = source.to(h) @ directions.T
-        edited = h + (target[:, None] - h @ directions.T) @ directions
-    return torch.where(edit_mask[..., None], edited.to(base.dtype), base)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -75,11 +57,14 @@ class InterchangeRows:
     def __len__(self) -> int:
         return len(self.base)
 
-    def token_losses(self, basis: Float[Tensor, "k d"] | None, rows: Int[Tensor, "B"], loss: str) -> Float[Tensor, "n"]:
-        """The loss of each response token of these rows, in order, nats; basis None: of the unedited base run."""
+    def token_losses(self, subspace: Subspace | None, rows: Int[Tensor, "B"], loss: str) -> Float[Tensor, "n"]:
+        """The loss of each response token of these rows, in order, nats; None: of the unedited base run.
+
+        Edited states are h_b + (h_s S^T - h_b S^T) S; the gradient reaches S.
+        """
         states, real = self.base[rows], self.response_mask[rows]
-        if basis is not None:
-            states = interchanged(states, self.source[rows], basis, self.edit_mask[rows])
+        if subspace is not None:
+            states = Interchange(subspace, self.source[rows])(states, self.edit_mask[rows])
         logits = self.readout(states, rows)
         expected = (len(rows), *self.target_logits.shape[1:])
         if logits.shape != expected:
@@ -88,7 +73,7 @@ class InterchangeRows:
         return token_losses(loss, logits[real], self.target_logits[rows][real], tokens)
 
     def row_losses(
-        self, basis: Float[Tensor, "k d"] | None, loss: str = "kl_source", *, batch_size: int = 64
+        self, subspace: Subspace | None, loss: str = "kl_source", *, batch_size: int = 64
     ) -> Float[Tensor, "N"]:
         """Mean loss of every row over its response tokens, nats, float64; without gradient."""
         found = []
@@ -96,7 +81,7 @@ class InterchangeRows:
             for rows in self._batches(batch_size):
                 counts = self.response_mask[rows].sum(-1)
                 owner = torch.arange(len(rows), device=counts.device).repeat_interleave(counts)
-                values = self.token_losses(basis, rows, loss).double()
+                values = self.token_losses(subspace, rows, loss).double()
                 found.append(values.new_zeros(len(rows)).index_add_(0, owner, values) / counts)
         return torch.cat(found)
 
