@@ -98,7 +98,7 @@ def _checked(row: Quadruple) -> Quadruple:
     return row
 
 
-def _labels(row: Mapping[str, Any], concept: str | None) -> dict[str, str | None]:
+def _labels(row: Mapping[str, Any], concept: str | None) -> dict[str, Any]:
     labels = {column: label_of(row, column) for column in ("concept", "concept_id", "concept_genre")}
     own = labels["concept"]
     return labels | {"concept": own if own is not None and own.strip() else concept}
