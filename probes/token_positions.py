@@ -95,11 +95,13 @@ class TokenReader:
     def _index(
         self, arguments: Mapping[str, Any], rows: int, width: int, length: int | None, device: torch.device
     ) -> Int[Tensor, "B T"]:
-        mask, position_ids = arguments.get("attention_mask"), arguments.get("position_ids")
-        flat = mask is not None and mask.ndim == 2 and len(mask) == rows and mask.shape[1] >= width
-        if flat and (length == 0 or mask.shape[1] > width):
-            return real_index(mask)[:, -width:]
-        real = mask != 0 if flat else torch.ones(rows, width, dtype=torch.bool, device=device)
+        mask: Tensor | None = arguments.get("attention_mask")
+        position_ids: Tensor | None = arguments.get("position_ids")
+        real = torch.ones(rows, width, dtype=torch.bool, device=device)
+        if mask is not None and mask.ndim == 2 and len(mask) == rows and mask.shape[1] >= width:
+            if length == 0 or mask.shape[1] > width:
+                return real_index(mask)[:, -width:]
+            real = mask != 0
         if position_ids is not None:
             positions = position_ids if position_ids.ndim < 3 else position_ids[0]  # several axes: time is the first
             return positions.expand(rows, width).masked_fill(~real, -1)

@@ -300,22 +300,28 @@ def test_contexts_may_close_in_any_order(llama):
     assert not torch.equal(alone, plain)
 
 
-def test_threads_do_not_take_each_others_tokens(llama):
+def test_a_pass_in_another_thread_does_not_take_the_tokens_of_this_one(llama):
+    """Another thread reads a row of its own while this one stands between two blocks."""
     ids, mask = padded(SHORT, 0)
-    found = []
-    with llama.editing({Site(1): Clamp(direction(32), 4.0, positions=Positions(prefix=1))}):
-        expected = [logits(llama, ids[i : i + 1], mask[i : i + 1]) for i in range(3)]
+    other: list[torch.Tensor] = []
 
-        def work(i: int) -> None:
-            with torch.no_grad():
-                found.append(torch.equal(llama.logits(ids[i : i + 1], mask[i : i + 1]), expected[i]))
+    def elsewhere() -> None:
+        with torch.no_grad():
+            other.append(llama.model(ids[1:2, :2], use_cache=False).logits)
 
-        threads = [threading.Thread(target=work, args=(i % 3,)) for i in range(6)]
-        for thread in threads:
+    def between(module, args, output) -> None:
+        if threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=elsewhere)
             thread.start()
-        for thread in threads:
             thread.join()
-    assert found == [True] * 6
+
+    with llama.editing({Site(1): Clamp(direction(32), 4.0, positions=Positions(prefix=1))}):
+        expected = logits(llama, ids, mask)
+        handle = llama.model.model.layers[0].register_forward_hook(between)
+        found = logits(llama, ids, mask)
+        handle.remove()
+    assert torch.equal(found, expected)
+    assert torch.allclose(other[0][0], expected[1, :2], atol=1e-5)
 
 
 def test_the_fingerprint_of_an_edited_model_is_another_one_and_comes_back(llama):
@@ -334,11 +340,28 @@ def test_the_fingerprint_of_an_edited_model_is_another_one_and_comes_back(llama)
 
 
 def test_blocks_called_past_the_model_are_refused(llama):
-    with llama.editing({Site(1): Add(W)}), pytest.raises(InputError, match=r"outside of the model's own forward pass"):
-        llama.model.model(input_ids=torch.tensor([[5, 6]]))
+    with llama.editing({Site(1): Add(W)}):
+        logits(llama, *padded(SHORT, 0))
+        with pytest.raises(InputError, match=r"outside of the model's own forward pass"):
+            llama.model.model(input_ids=torch.tensor([[5, 6]]))
+        handle = llama.model.lm_head.register_forward_pre_hook(lambda module, args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            logits(llama, *padded(SHORT, 0))
+        handle.remove()
+        with pytest.raises(InputError, match=r"outside of the model's own forward pass"):
+            llama.model.model(input_ids=torch.tensor([[5, 6]]))
 
 
 # ---- sites
+
+
+def test_components_are_found_inside_another_edit_as_outside(llama):
+    ids, mask = padded(SHORT, 0)
+    with llama.editing({Site(0): Clamp(direction(32), torch.zeros(3, 1))}), llama.editing({Site(1, "mlp_out"): Add(W)}):
+        nested = logits(llama, ids, mask)
+    inner = llama.editing({Site(1, "mlp_out"): Add(W)})
+    with llama.editing({Site(0): Clamp(direction(32), 0.0)}), inner:
+        assert torch.equal(logits(llama, ids, mask), nested)
 
 
 @pytest.mark.parametrize("site", [(-1, "resid_post"), (0, "resid_mid")])
