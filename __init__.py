@@ -39,6 +39,7 @@ _LAZY = {
     "Estimate": ".diagnose.report",
     "Finding": ".diagnose.report",
     "Subject": ".probes.subject",
+    "read_quadruples": ".steering.quadruples",
     "SteeringVector": ".steering.vector",
 }
 _SUBPACKAGES = ("cli", "dashboards", "diagnose", "organisms", "probes", "steering")
@@ -66,6 +67,7 @@ __all__ = [
     "ranking_report",
     "read_pairs",
     "read_prompts",
+    "read_quadruples",
     "reward_report",
     "score_pairs",
     "spinal_distance",
@@ -99,6 +101,7 @@ if TYPE_CHECKING:
     from .probes.scoring import score_pairs
     from .probes.subject import Subject
     from .probes.tuned_lens import TunedLens
+    from .steering.quadruples import read_quadruples
     from .steering.vector import SteeringVector
 
 

@@ -124,7 +124,7 @@ def read_pairs(source: Source) -> PairFile:
     if isinstance(source, PairFile):
         return source
     rows = read_rows(source, what="pairs")
-    pairs, invalid = _parsed(rows, _pair_reader(rows))
+    pairs, invalid = parsed_rows(rows, _pair_reader(rows))
     return PairFile(pairs=pairs, invalid=invalid, source=rows.source, sha256=rows.sha256, n_rows=len(rows.rows))
 
 
@@ -140,7 +140,7 @@ def read_prompts(source: Source) -> PromptFile:
         return source
     rows = read_rows(source, what="prompts", bare="prompt")
     column = _prompt_column(rows)
-    prompts, invalid = _parsed(rows, lambda row, number: [_parse_prompt(row, number, column)])
+    prompts, invalid = parsed_rows(rows, lambda row, number: [_parse_prompt(row, number, column)])
     return PromptFile(prompts=prompts, invalid=invalid, source=rows.source, sha256=rows.sha256, n_rows=len(rows.rows))
 
 
@@ -158,7 +158,7 @@ def read_samples(source: Source) -> SampleFile:
         return source
     rows = read_rows(source, what="samples")
     column = completion_column(rows.columns, rows.source)
-    samples, invalid = _parsed(rows, lambda row, number: [parse_sample(row, number, column)])
+    samples, invalid = parsed_rows(rows, lambda row, number: [parse_sample(row, number, column)])
     return SampleFile(
         samples=samples,
         invalid=invalid,
@@ -240,7 +240,7 @@ def is_blank(text: Text) -> bool:
     return not (text if isinstance(text, str) else "".join(message["content"] for message in text)).strip()
 
 
-def _parsed(
+def parsed_rows(
     rows: Rows, items_of: Callable[[dict[str, Any] | str, int], Sequence[Item]]
 ) -> tuple[tuple[Item, ...], tuple[Invalid, ...]]:
     """What the rows hold, and those set aside because `items_of(row, number)` raised RowError."""

@@ -13,12 +13,14 @@ _LAZY = {
     "Clamp": ".edits",
     "Edit": "..probes.subject",
     "Factors": ".factors",
+    "FitResult": ".cdas",
     "Interchange": ".edits",
     "Positions": ".positions",
     "Site": "..probes.subject",
     "SteeringSet": ".sets",
     "SteeringVector": ".vector",
     "Subspace": ".subspace",
+    "fit_interchange": ".cdas",
 }
 
 __all__ = [
@@ -27,16 +29,19 @@ __all__ = [
     "Clamp",
     "Edit",
     "Factors",
+    "FitResult",
     "Interchange",
     "Positions",
     "Site",
     "SteeringSet",
     "SteeringVector",
     "Subspace",
+    "fit_interchange",
 ]
 
 if TYPE_CHECKING:
     from ..probes.subject import Edit, Site
+    from .cdas import FitResult, fit_interchange
     from .edits import Ablate, Add, Clamp, Interchange
     from .factors import Factors
     from .positions import Positions
