@@ -39,6 +39,9 @@ def information(
     beta: Annotated[
         float | None, typer.Option(help="Beta of the DPO training, held against what the labels say.")
     ] = None,
+    in_sample: Annotated[
+        bool, typer.Option("--in-sample", help="The pairs are those of the training: says so beside their beta.")
+    ] = False,
     plausible: Annotated[
         str, typer.Option(help="Plausible tokens: probability under either model, or topK (as top64).")
     ] = "0.0001",
@@ -48,7 +51,7 @@ def information(
         int | None,
         typer.Option(help="Also the entropy over all strings of so many tokens, behind --sequence-prompts.", min=1),
     ] = None,
-    sequence_prompts: Annotated[int, typer.Option(help="Prompts of it.", min=1)] = 8,
+    sequence_prompts: Annotated[int, typer.Option(help="Prompts of it; 20 give an interval.", min=1)] = 20,
     samples: Annotated[int | None, typer.Option(help="Draws a prompt of it; default 200.", min=1)] = None,
     paper_style: Annotated[
         bool, typer.Option("--paper-style", help="32 samples of the reference instead; the gate mostly refuses them.")
@@ -95,6 +98,7 @@ def information(
     chain = named(via or [], "--via", "step_25=dpo/step_025")
     asked = {
         "beta": beta,
+        "in_sample": in_sample,
         "plausible": _plausible(plausible),
         "position_buckets": _bounds(buckets),
         "top_tokens": top_tokens,

@@ -111,13 +111,15 @@ def _with_whole(profile: pd.DataFrame, estimates: Mapping[str, Estimate]) -> pd.
 def _profile_title(rows: pd.DataFrame, floor: float | None) -> str:
     """Where D^S is largest along the first source; or that nothing is above the floor."""
     judged = rows[rows.measure.isin(["information", "plausible_information", "kl"]) & rows.value.notna()]
-    if floor is not None and len(judged) and (judged.high.fillna(judged.value) < floor).all():
+    if floor is not None and len(judged) and judged.high.notna().all() and (judged.high < floor).all():
         return f"No measurable change at any position: every rate is under {number(floor)} nats a token"
     known = rows[(rows.measure == "plausible_information") & rows.value.notna() & (rows.bucket != WHOLE)]
     if not len(known):
         return "How much the update changed, by position in the response"
     first = known[known.source == known.source.iloc[0]]
     top = first.loc[first.value.idxmax()]
+    if not _clear(first, top):
+        return f"How much the update changed along {top.source} responses, by position: no part stands out clearly"
     where = _positions(str(top.bucket))
     return f"Along {top.source} responses the update adds most (D^S) at {where}: {stated(row_estimate(top))}"
 
@@ -200,6 +202,8 @@ def _updates(tables: Mapping[str, pd.DataFrame], floor: float | None) -> go.Figu
     if table_with(tables, "updates", "from", "to", "source", "measure", "value") is None:
         return None
     rows = tables["updates"][tables["updates"].measure.isin(list(PANELS))]
+    if "bucket" in rows:
+        rows = rows[rows.bucket == WHOLE]
     start, saves = str(rows["from"].iloc[0]), list(dict.fromkeys(rows["to"]))
     sources = list(dict.fromkeys(rows.source))
     first = (rows["from"] == start) & (rows["to"] == saves[0])  # since the start and since the save before, both
@@ -234,6 +238,12 @@ def _updates(tables: Mapping[str, pd.DataFrame], floor: float | None) -> go.Figu
     )
 
 
+def _clear(rows: pd.DataFrame, top: pd.Series) -> bool:
+    """Whether the interval of the largest lies above those of all others that have a value."""
+    others = rows.drop(index=top.name)
+    return bool(pd.notna(top.low) and others.high.notna().all() and (others.high < top.low).all())
+
+
 def _updates_title(rows: pd.DataFrame, start: str) -> str:
     """The step that moved farthest in KL, along the first source."""
     kl = rows[(rows.measure == "kl") & (rows.source == rows.source.iloc[0]) & rows.value.notna()]
@@ -241,6 +251,8 @@ def _updates_title(rows: pd.DataFrame, start: str) -> str:
     if len(steps) < 2:
         return "How much every step of the training changed"
     top = steps.loc[steps.value.idxmax()]
+    if not _clear(steps, top):
+        return "How much every step of the training changed"
     return (
         f"Of {len(steps)} steps the one from {top['from']} to {top['to']} moved farthest: KL "
         f"{stated(row_estimate(top))} along {top.source} responses"

@@ -299,6 +299,7 @@ def audit(
                 reading,
                 beta=beta,
                 seed=seed,
+                share_prefix=share_prefix,
                 policy_samples=samples.get("policy"),
                 reference_samples=samples.get("reference"),
                 shards=run.stage("states") if run else None,

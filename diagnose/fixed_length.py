@@ -52,6 +52,27 @@ class FixedLengthInformation:
         return sum(one.value is not None for one in self.found)
 
     @property
+    def value(self) -> float | None:
+        """Mean entropy over the prompts that pass the gate, nats; None where none does."""
+        known = [one.value for one in self.found if one.value is not None]
+        return float(np.mean(known)) if known else None
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is no value: that of the first prompt; None where there is one."""
+        return None if self.n_published or not self.found else self.found[0].reason
+
+    @property
+    def ess(self) -> float | None:
+        """The smallest over prompts."""
+        return min((one.ess for one in self.found if one.ess is not None), default=None)
+
+    @property
+    def pareto_k(self) -> float | None:
+        """The largest k-hat over prompts."""
+        return max((one.pareto_k for one in self.found if one.pareto_k is not None), default=None)
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         return (LOCAL_TEXT,) if self.settings.get("proposal") == "local" else ()
 

@@ -47,6 +47,8 @@ class HistorySet:
     invalid: tuple[Invalid, ...]
     counts: dict[str, int]
     preferences: Float[np.ndarray, "pairs"]  # P(chosen preferred) of every pair kept, in order; 1 where not said
+    end_ids: tuple[int, ...] = ()  # tokens that end a text for one of the models
+    ends_scored: bool = True  # False under eos="none": whether to stop is then no part of a response
 
     @property
     def n_pairs(self) -> int:
@@ -90,6 +92,11 @@ def history_input(
             responses[source] = _samples(given)
         else:
             pairs = read_pairs(given)
+    if (pairs is None and not ready) and drawn.get(source) is not None:
+        raise InputError(
+            f"source={source!r}: responses are named so and {source}_samples are given too; name the responses "
+            "otherwise, as 'dataset'"
+        )
     if expected is not None and (pairs is None) == (expected == "pairs"):
         other = "responses" if expected == "pairs" else "pairs"
         what = given if isinstance(given, str | os.PathLike) else "the list"
@@ -141,6 +148,8 @@ def encoded_histories(
         invalid=tuple(invalid),
         counts=counts,
         preferences=np.array(preferences, dtype=np.float64),
+        end_ids=() if encoder.eos_id is None else (encoder.eos_id,),
+        ends_scored=encoder.policy.eos != "none",
     )
 
 

@@ -32,7 +32,7 @@ from .information_analysis import (
 )
 from .information_chain import chain_updates
 from .information_floor import ROUNDING, NoiseFloor, measured_floor
-from .information_rates import counted, profile_table, tilt_table
+from .information_rates import COUNTED, counted, profile_table, tilt_table
 from .information_report import InformationReport
 from .information_sides import token_identities_of
 from .information_tokens import token_table
@@ -65,7 +65,7 @@ def information_report(
     samples: int | None = None,
     proposal: str = "local",
     paper_style: bool = False,
-    sequence_prompts: int = 8,
+    sequence_prompts: int = 20,
     min_ess: float = 10,
     min_ess_ratio: float = 0.05,
     policy_samples: Given | None = None,
@@ -73,6 +73,7 @@ def information_report(
     via: "Mapping[str, str | os.PathLike[str] | Subject] | None" = None,
     base: Folder | None = None,
     beta: float | None = None,
+    in_sample: bool = False,
     measure_floor: bool | NoiseFloor = True,
     one_at_a_time: bool = False,
     dtype: str = "float32",
@@ -112,7 +113,7 @@ def information_report(
     via: name -> save between reference and policy, in order: table `updates` has the rates of reference -> save, of
         save -> next save and of reference -> policy, over the same histories. base: of the adapters among all these
         models, where neither their own config nor `reference` names it.
-    beta: of the DPO training, held against what the pairs' labels say (held-out pairs).
+    beta: of the DPO training, held against what the pairs' labels say. in_sample: the pairs are those of the training.
     measure_floor: read the reference in another dtype too (a copy of it in memory); False: 2e-3 nats is the floor; or
         the floor that another report of this reference measured.
     one_at_a_time: two paths that share no weights are never in memory together: the policy leaves its states and its
@@ -186,7 +187,7 @@ def information_report(
             side[0].delete()
 
     responses = response_table(main, found)
-    checks = pair_checks(responses, found, beta=beta, resampling=resampling)
+    checks = pair_checks(responses, found, beta=beta, resampling=resampling, in_sample=in_sample)
     candidates, candidate_rates = candidate_sets(responses, resampling)
     models, encoder = both.models, reading.encoder
     names = bucket_names(position_buckets)
@@ -198,14 +199,14 @@ def information_report(
         rates=rates_by_source(positions, resampling),
         profile=profile_table(positions, names, **resampling.options()),
         tokens=token_table(main, found.histories, encoder.tokenizer, names, top=top_tokens),
-        tilt=tilt_table(positions, names, **resampling.options()),
+        tilt=tilt_table(positions, names, **resampling.options()).assign(a=lambda table: table["value"]),
         tilt_rates={name: one["tilt"].model_copy(update={"reconstructed": True}) for name, one in tilts.items()},
         candidates=candidates,
         candidate_rates=candidate_rates,
         sequence=sequences,
         label_law=None if checks is None else checks[0],
         displacement=None if checks is None else checks[1],
-        identities=(*identities, *sample_identities(main, responses)),
+        identities=(*identities, *sample_identities(main, responses, found)),
         noise_floor=floor,
         positions=positions,
         tops=main.tops,
@@ -219,6 +220,8 @@ def information_report(
             "plausible": plausible,
             "position_buckets": list(position_buckets),
             "beta": beta,
+            "in_sample": in_sample,
+            "dtypes": {role: model.dtype for role, model in models.by_role.items()},
             "sequence": sequence,
             "noise_floor": floor.facts(),
             "read_in_one_row": reading.ways,
@@ -226,7 +229,10 @@ def information_report(
             "resamples": resamples,
             "seed": seed,
         },
-        warnings=_warnings(found, models, templated=encoder.renderer.origin != "none" and _rendered(given, template)),
+        warnings=(
+            *_lost(positions, found),
+            *_warnings(found, models, templated=encoder.renderer.origin != "none" and _rendered(given, template)),
+        ),
     )
 
 
@@ -285,6 +291,22 @@ def _source_of(given: HistoryInput) -> str:
     return given.files[0].source if given.files else "histories"
 
 
+def _lost(positions: pd.DataFrame, given: HistorySet) -> tuple[str, ...]:
+    """What positions without a finite value take away."""
+    bad = positions[~positions["status"].isin(COUNTED)]
+    if not len(bad):
+        return ()
+    responses = bad["history"].unique()
+    pairs = len({int(i) // 2 for i in responses if i < 2 * given.n_pairs})
+    told = ", ".join(f"{n} {name}" for name, n in bad["status"].value_counts().items())
+    return (
+        f"{len(bad)} of {len(positions)} positions, in {len(responses)} of {len(given.histories)} responses, enter no "
+        f"number ({told}; unsupported: the reference excludes a token that the policy allows)"
+        + (f"; {pairs} of {given.n_pairs} pairs have no log-ratio for the label law" if pairs else "")
+        + ": the rates speak for the rest alone",
+    )
+
+
 def _rendered(given: HistoryInput, template: str) -> bool:
     """Whether a chat template stands around the text: "auto" leaves plain strings alone."""
     texts = (item.prompt for file in given.files for item in file)
@@ -294,10 +316,22 @@ def _rendered(given: HistoryInput, template: str) -> bool:
 def _warnings(given: HistorySet, models: ScoredModels, *, templated: bool) -> tuple[str, ...]:
     found = []
     if n := given.counts["truncated"]:
-        found.append(f"{n} of {len(given.histories)} responses were cut before their end; they count token by token")
+        found.append(
+            f"{n} of {len(given.histories)} responses were cut before their end: they count token by token; sums over "
+            "cut samples (moved_on_policy) are no larger in size than those of whole ones"
+        )
+    if not given.ends_scored:
+        found.append(
+            "no end of a response is scored (eos='none'): log-ratios of whole responses lack the decision to stop, and "
+            "moved_on_policy is no whole -KL(reference || policy)"
+        )
     masked = max(model.vocab_size for model in models.by_role.values()) - models.vocab
     if masked:
         found.append(f"{masked} rows of a head belong to no token and were left out; V is {models.vocab}")
+    dtypes = {role: model.dtype for role, model in models.by_role.items()}
+    if len({*dtypes.values()}) > 1:
+        told = ", ".join(f"{role} {dtype}" for role, dtype in dtypes.items())
+        found.append(f"the models are computed in unlike dtypes ({told}): what rounding changed counts as information")
     templates = {model.fingerprints.template for model in models.by_role.values()}
     if templated and len(templates) > 1:
         found.append(

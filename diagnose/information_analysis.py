@@ -1,7 +1,7 @@
 """From what was read at every token to what is said of the update: pure functions, no model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +11,8 @@ from jaxtyping import Float
 from .candidates import candidate_information
 from .displacement import Displacement, displacement_table
 from .history_sets import HistorySet
-from .identities import Identity
-from .information_rates import COUNTED, MEASURES, UNITS, interval, rate_estimates
+from .identities import Identity, unknown
+from .information_rates import COUNTED, MEASURES, UNITS, interval, profile_table, rate_estimates
 from .information_reading import InformationReading
 from .power_law import LabelLaw, fit_label_law
 from .report import Estimate
@@ -22,6 +22,7 @@ from .statistics import cluster_bootstrap, estimate_from
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+NO_ENDS = "no end of a sample is scored (eos='none'): without it the identity does not hold"
 STRIPS = 3  # responses of each source that are shown token by token
 CANDIDATES = ("source", "prompt_id", "n_candidates", "n_repeats", "normalized_entropy", "ess", "history", "reason")
 
@@ -48,13 +49,21 @@ def rates_by_source(
     }
 
 
-def update_rows(positions: pd.DataFrame, before: str, after: str, resampling: Resampling) -> list[dict[str, Any]]:
-    """Rates of one update of a chain as rows of a table."""
-    return [
-        {"from": before, "to": after, "source": source, "measure": measure, **interval(estimate)}
+def update_rows(
+    positions: pd.DataFrame, before: str, after: str, resampling: Resampling, names: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Rates of one update of a chain as rows of a table: over all positions, and by bucket (`names`)."""
+    step = {"from": before, "to": after}
+    rows = [
+        {**step, "source": source, "bucket": "all", "measure": measure, **interval(estimate)}
         for source, found in rates_by_source(positions, resampling).items()
         for measure, estimate in found.items()
     ]
+    if not names:
+        return rows
+    parts = profile_table(positions, names, **resampling.options())
+    parts = parts[parts["measure"].isin(MEASURES)]
+    return rows + [{**step, **row} for row in parts.to_dict("records")]
 
 
 def response_table(reading: InformationReading, given: HistorySet) -> pd.DataFrame:
@@ -72,9 +81,12 @@ def response_table(reading: InformationReading, given: HistorySet) -> pd.DataFra
 
 
 def pair_checks(
-    responses: pd.DataFrame, given: HistorySet, *, beta: float | None, resampling: Resampling
+    responses: pd.DataFrame, given: HistorySet, *, beta: float | None, resampling: Resampling, in_sample: bool = False
 ) -> tuple[LabelLaw, Displacement] | None:
-    """The label law and the displacement of the pairs, which stand first; None without pairs."""
+    """The label law and the displacement of the pairs, which stand first; None without pairs.
+
+    Whether chosen answers fell beyond what sampling predicts is not said of cut samples, nor where no end is scored.
+    """
     n = given.n_pairs
     if n == 0:
         return None
@@ -85,11 +97,13 @@ def pair_checks(
     lengths = pairs["n_tokens"].to_numpy().reshape(-1, 2)[usable]
     chosen, rejected = chosen[usable], rejected[usable]
     drawn = responses[(responses["source"] == "reference") & np.isfinite(responses["log_ratio"])]
+    cut = int(drawn["truncated"].sum())
     draws, seed = resampling.resamples, resampling.seed
     law = fit_label_law(
         chosen - rejected,
         clusters,
         labels=given.preferences[usable],
+        in_sample=in_sample,
         trained_beta=beta,
         bootstrap=draws,
         seed=seed,
@@ -104,15 +118,26 @@ def pair_checks(
         bootstrap=draws,
         seed=seed,
     )
+    if moved.beyond_sampling and (cut or not given.ends_scored):  # a part of -KL is smaller: it proves nothing alone
+        why = f"{cut} of {len(drawn)} samples of the reference were cut" if cut else "no end of a sample is scored"
+        why += ", so that whole ones fall by as much or more than is predicted"
+        moved = replace(moved, beyond_sampling=None, reason=why)
     return law, moved
 
 
-def sample_identities(reading: InformationReading, responses: pd.DataFrame) -> list[Identity]:
-    """The identities over drawn responses; not judged where none were given."""
+def sample_identities(reading: InformationReading, responses: pd.DataFrame, given: HistorySet) -> list[Identity]:
+    """The identities over drawn responses; not judged where none were given, or where their ends are not scored.
+
+    Cut samples are draws of models that are stopped: the identities hold of them. Without the end of those that came
+    to theirs, they do not.
+    """
     drawn = {
         name: responses[(responses["source"] == name) & np.isfinite(responses["log_ratio"])]
         for name in ("reference", "policy")
     }
+    if not given.ends_scored and any((~part["truncated"]).any() for part in drawn.values()):
+        bounds = {"reference_samples": 0.0, "policy_samples": 0.0, "opening_mass_1": 1.0}
+        return [unknown(name, bound, NO_ENDS) for name, bound in bounds.items()]
     return response_identities(
         reference_samples=_or_none(drawn["reference"], "log_ratio"),
         reference_clusters=_or_none(drawn["reference"], "prompt_id"),

@@ -10,7 +10,7 @@ from ..probes.shards import item_key
 from .history_sets import HistoryInput
 from .information import information_report
 from .information_floor import NoiseFloor
-from .report import Section, SectionResult
+from .report import Finding, Section, SectionResult
 from .run_directory import write_atomically
 from .spinal_reading import TORN
 
@@ -35,6 +35,7 @@ def information_of(
     shards: Path | None = None,
     reference_states: Path | None = None,
     floor: NoiseFloor | None = None,
+    share_prefix: str | bool = "auto",
 ) -> "InformationReport":
     """Of the pairs and the samples beside them. reading: how text is read, those of `READ_AS`, and `progress`."""
     samples = {"policy": policy_samples, "reference": reference_samples}
@@ -46,6 +47,7 @@ def information_of(
         beta=beta,
         measure_floor=True if floor is None else floor,
         seed=seed,
+        share_prefix=share_prefix,
         shards=shards,
         reference_states=reference_states,
         progress=reading["progress"],
@@ -53,23 +55,32 @@ def information_of(
     )
 
 
-def kept_information(file: Path, subject: "Subject", other: "Subject", facts: Mapping[str, Any]) -> Section | None:
+def kept_information(
+    file: Path, subject: "Subject", other: "Subject", facts: Mapping[str, Any]
+) -> SectionResult | None:
     """What a run left in `file`, of the same models and settings; None where there is none, or a torn one."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        return Section.model_validate(found["section"]) if found["key"] == _key(subject, other, facts) else None
+        if found["key"] != _key(subject, other, facts):
+            return None
+        findings = tuple(Finding.model_validate(row) for row in found["findings"])
+        return SectionResult(section=Section.model_validate(found["section"]), findings=findings)
     except TORN:
         return None
 
 
 def keep_information(
-    file: Path, subject: "Subject", other: "Subject", facts: Mapping[str, Any], section: Section
+    file: Path, subject: "Subject", other: "Subject", facts: Mapping[str, Any], result: SectionResult
 ) -> SectionResult:
-    """The section without its tables, written for a run that continues."""
-    bare = section.model_copy(update={"tables": {}})
-    content = {"key": _key(subject, other, facts), "section": bare.model_dump(mode="json")}
+    """The section and its findings without the tables, written for a run that continues."""
+    bare = result.section.model_copy(update={"tables": {}})
+    content = {
+        "key": _key(subject, other, facts),
+        "section": bare.model_dump(mode="json"),
+        "findings": [finding.model_dump(mode="json") for finding in result.findings],
+    }
     write_atomically(file, json.dumps(content))
-    return SectionResult(section=bare)
+    return SectionResult(section=bare, findings=result.findings)
 
 
 def _key(subject: "Subject", other: "Subject", facts: Mapping[str, Any]) -> str:

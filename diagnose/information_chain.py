@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ..probes.histories import bucket_names
 from ..probes.policy import load_control
 from ..probes.vocabulary import require_same_tokenizer
 from .information_analysis import Resampling, update_rows
@@ -19,7 +20,7 @@ from .naming import short_name
 if TYPE_CHECKING:
     from ..probes.subject import Subject
 
-UPDATES = ["from", "to", "source", "measure", "value", "low", "high", "n", "n_prompts", "unit", "reason"]
+UPDATES = ["from", "to", "source", "bucket", "measure", "value", "low", "high", "n", "n_prompts", "unit", "reason"]
 
 
 def chain_updates(
@@ -30,9 +31,15 @@ def chain_updates(
     folder: Path,
     resampling: Resampling,
 ) -> pd.DataFrame:
-    """Rates of reference -> each save, of each save -> the next, and of reference -> policy; no row without saves."""
+    """Rates of reference -> each save, of each save -> the next, and of reference -> policy; no row without saves.
+
+    By bucket of positions too; rates of steps do not add up.
+    """
     models, reading = both.models, both.reading
     first, last = short_name(both.reference.name), short_name(models.policy.name)
+    if first == last:  # two live models of one class
+        first, last = "reference", "policy"
+    names = bucket_names(reading.buckets)
     rows: list[dict[str, Any]] = []
     before: tuple[str, Side] | None = None
     for name, checkpoint in via.items():
@@ -41,17 +48,17 @@ def chain_updates(
         )
         require_same_tokenizer(both.reference, subject)
         side = reading.read(subject, folder / f"via_{name}")
-        rows += update_rows(reading.between(side, both.theirs).positions, first, name, resampling)
+        rows += update_rows(reading.between(side, both.theirs).positions, first, name, resampling, names)
         if before is not None:
-            rows += update_rows(reading.between(side, before[1]).positions, before[0], name, resampling)
+            rows += update_rows(reading.between(side, before[1]).positions, before[0], name, resampling, names)
             before[1][0].delete()
         before = name, side
         del subject
         gc.collect()
     if before is not None:
-        rows += update_rows(reading.between(both.ours, before[1]).positions, before[0], last, resampling)
+        rows += update_rows(reading.between(both.ours, before[1]).positions, before[0], last, resampling, names)
         before[1][0].delete()
-        rows += update_rows(main.positions, first, last, resampling)
+        rows += update_rows(main.positions, first, last, resampling, names)
     return pd.DataFrame(rows, columns=UPDATES)
 
 

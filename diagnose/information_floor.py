@@ -84,6 +84,9 @@ def measured_floor(
                 reason = f"{way}: no position of the {len(some)} responses has finite logits"
             if progress is not None:
                 progress("noise floor", number + 1, len(ways))
+    if len(some) < MEASURED:
+        few = f"measured on {len(some)} histories, all there are; {MEASURED} are meant"
+        reason = few if reason is None else f"{reason}; {few}"
     largest = max((values[name] for values in measured.values() for name in JUDGED), default=0.0)
     return NoiseFloor(effective=max(ROUNDING, largest), measured=measured, n_histories=len(some), reason=reason)
 

@@ -3,7 +3,7 @@
 The vocabulary is met some positions at a time; of size positions x vocabulary nothing is held.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -97,7 +97,7 @@ def read_information(
     vocab: int,
     plausible: float | str = 1e-4,
     position_buckets: Sequence[int] = (5, 50),
-    end_id: int | None = None,
+    end_id: int | Collection[int] | None = None,
     progress: "Progress | None" = None,
     stage: str = "information",
 ) -> InformationReading:

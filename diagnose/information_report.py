@@ -15,6 +15,7 @@ from .information_floor import NoiseFloor
 from .information_rates import paired_difference
 from .power_law import LabelLaw
 from .report import Estimate
+from .statistics import LEVEL
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -66,9 +67,16 @@ class InformationReport:
     def compare(self, other: "InformationReport", *, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
         """Which update moved further? The other's rates minus these, paired over the positions of the same histories.
 
-        Raises ValueError where the two have no position in common.
+        Raises ValueError where the two were not read along the same responses, token by token.
         """
-        return paired_difference(self.positions, other.positions, resamples=resamples, seed=seed)
+        keys = ["source", "prompt_id", "history", "position", "token"]
+        if not self.positions[keys].equals(other.positions[keys]):
+            raise ValueError(
+                f"the reports were read along other responses ({len(self.positions)} and {len(other.positions)} "
+                "tokens): only updates over the same pairs and samples are subtracted"
+            )
+        level = self.settings.get("level", LEVEL)
+        return paired_difference(self.positions, other.positions, resamples=resamples, seed=seed, level=level)
 
     def section(self) -> "SectionResult":
         """The report's section "information"."""

@@ -15,6 +15,7 @@ from .manifest import model_facts, model_identity, package_versions
 from .naming import short_name
 from .report import Manifest, Report
 from .run_directory import RunDirectory
+from .series_steps import Save, save_hash
 
 if TYPE_CHECKING:
     from .audit import Progress
@@ -67,6 +68,7 @@ def information_run(
     in_turn = bool(options.pop("one_at_a_time", False))
     subject, other = _models(policy, reference, base, dtype, device, in_turn, options)
     data = given.facts()
+    saves = {f"via {name}": save_hash(Save(0, os.fspath(path))) for name, path in (via or {}).items()}
     settings = {
         **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
         "template_sha256": template_sha256,
@@ -80,7 +82,7 @@ def information_run(
             "kind": "information",
             "alignscope": package_versions()["alignscope"],
             "seed": seed,
-            "models": {"policy": model_identity(subject), "reference": model_identity(other)},
+            "models": {"policy": model_identity(subject), "reference": model_identity(other), **saves},
             "data": {name: facts["sha256"] for name, facts in data.items()},
             "settings": settings,
         },
@@ -106,7 +108,14 @@ def information_run(
         result = found.section()
     manifest = Manifest(
         command=command,
-        models={"policy": model_facts(subject), "reference": model_facts(other)},
+        models={
+            "policy": model_facts(subject),
+            "reference": model_facts(other),
+            **{
+                name: {"name": settings["via"][name.removeprefix("via ")], "hash": found}
+                for name, found in saves.items()
+            },
+        },
         data=data,
         settings=settings,
         packages=package_versions(),

@@ -41,6 +41,8 @@ TABLES = {
     "candidates": "a row a prompt with several responses of one source: entropy of q over them",
     "sequences": "a row a prompt: entropy of q over all strings of one length; raw_unreliable where it was refused",
     "reliability": "pairs by predicted preference, at the fitted and at the training's beta",
+    "displacement": "where the probability of chosen and rejected answers went: changes, quadrants of their signs, and "
+    "what sampling from the reference predicts",
     "updates": "rates of every step of the chain, over the same histories",
 }
 CLAIM = (
@@ -74,7 +76,8 @@ def _estimates(found: "InformationReport") -> dict[str, Estimate]:
     estimates |= {f"{source}_tilt": estimate for source, estimate in found.tilt_rates.items()}
     estimates |= {f"candidates_{source}": estimate for source, estimate in found.candidate_rates.items()}
     if found.sequence is not None:
-        estimates |= {f"sequence_{name}": estimate for name, estimate in found.sequence.estimates().items()}
+        drawn = {name: found.settings[name] for name in ("level", "resamples", "seed") if name in found.settings}
+        estimates |= {f"sequence_{name}": estimate for name, estimate in found.sequence.estimates(**drawn).items()}
     if found.label_law is not None:
         estimates |= {LAW[name]: estimate for name, estimate in found.label_law.estimates.items()}
         estimates["generator_beta"] = found.generator_law
@@ -111,6 +114,8 @@ def _tables(found: "InformationReport") -> dict[str, pd.DataFrame]:
         tables["sequences"] = found.sequence.to_frame()
     if found.label_law is not None:
         tables["reliability"] = found.label_law.reliability
+    if found.displacement is not None:
+        tables["displacement"] = found.displacement.to_frame()
     if len(found.updates):
         tables["updates"] = found.updates
     return tables

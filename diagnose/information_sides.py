@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..probes.encoding import Encoder
 from ..probes.final_states import StateShards, write_states
 from ..probes.kernels import token_information
+from ..probes.kernels.information import BUFFER_BYTES
 from ..probes.scored_models import score_facts
 from ..probes.scored_rows import TokenSequence
 from ..probes.shared_prefix import choose_way
@@ -78,9 +79,14 @@ class Sides:
             vocab=self.vocab,
             plausible=self.plausible,
             position_buckets=self.buckets,
-            end_id=self.encoder.eos_id,
+            end_id=self.given.end_ids,
             progress=self.progress,
         )
+
+
+def positions_at_once(vocab: int) -> int:
+    """Positions whose logits are held together, of both models: what `Tail.reading` has room for."""
+    return max(1, min(BLOCK, BUFFER_BYTES // (8 * vocab)))
 
 
 def _require_exact(
@@ -88,7 +94,7 @@ def _require_exact(
 ) -> None:
     """Refuse where states on disk through the head are not the model's own logits to 1e-3, tried on one response."""
     first = sequences[states.shards[0][0]]
-    n = min(first.n_scored, BLOCK)
+    n = min(first.n_scored, positions_at_once(vocab))
     cached = tail.reading(states.read(0)[:n], vocab).read(0, n).float().cpu()
     ids = torch.tensor([first.ids])
     places = torch.arange(first.start - 1, first.start - 1 + n)[None]
@@ -106,9 +112,9 @@ def _require_exact(
 
 
 def token_identities_of(policy: Side, reference: Side, vocab: int) -> list[Identity]:
-    """The exact identities at up to 64 positions, spread over the first shard."""
+    """The exact identities at up to 128 positions (fewer of a large vocabulary), spread over the first shard."""
     states = [side[0].read(0) for side in (policy, reference)]
-    rows = torch.from_numpy(np.unique(np.linspace(0, len(states[0]) - 1, BLOCK).astype(np.int64)))
+    rows = torch.from_numpy(np.unique(np.linspace(0, len(states[0]) - 1, positions_at_once(vocab)).astype(np.int64)))
     ours, theirs = (
         side[1].reading(state[rows], vocab).read(0, len(rows)).clone()
         for side, state in zip((policy, reference), states, strict=True)

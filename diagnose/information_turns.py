@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..probes.encoding import Encoder, TextPolicy
+from ..probes.next_tokens import end_ids
 from ..probes.policy import is_adapter, load_control, load_policy_and_reference, shares_weights
 from ..probes.scored_models import ScoredModels, scored_models
 from ..probes.subject import Fingerprint
@@ -66,7 +67,7 @@ class Texts:
     def encoded(self, models: ScoredModels) -> tuple[Encoder, HistorySet]:
         encoder = models.encoder(self.text, self.source)
         found = encoded_histories(self.given, encoder, vocab_rows=models.vocab, max_invalid=self.max_invalid)
-        return encoder, found
+        return encoder, replace(found, end_ids=end_ids(models.policy))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -135,6 +136,7 @@ def read_in_turn(
     assert models.reference is not None
     if (models.rows, models.vocab, models.limit) != (card.vocab_size, reading.vocab, card.limit):
         reading.encoder, found = texts.encoded(models)
+        found = replace(found, end_ids=reading.given.end_ids)  # the policy that said them is gone
         if found.histories != reading.given.histories:
             raise InputError(
                 f"the reference {models.reference.name} reads at most {models.limit} tokens and has {models.rows} head "

@@ -1,6 +1,7 @@
 """A ladder of checkpoints as a run: every save scored and traced against one reference, one trajectory out."""
 
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,7 +180,13 @@ def series(
         if "information" in wanted:
             with watch.timed("information"):
                 both = run.stage(START), folder
-                results[save.step].append(information(subject, other, what, ladder, both, say))
+                found_here = information(subject, other, what, ladder, both, say)
+            results[save.step].append(found_here)
+            alarms = [finding for finding in found_here.findings if finding.severity == "alarm"]
+            findings += [
+                alarm.model_copy(update={"section": "metrics", "sentence": f"Step {save.step}: {alarm.sentence}"})
+                for alarm in alarms
+            ]
         if "weights" in wanted:
             with watch.timed("weights"):
                 results[save.step].append(weights(subject, other, folder))
@@ -208,6 +215,7 @@ def series(
         results=sections,
     )
     report.save(run.path)
+    shutil.rmtree(run.stage(START) / "states", ignore_errors=True)  # of the section information: large, made again
     return report
 
 

@@ -174,9 +174,9 @@ def information(
     reading = text | {"batch_tokens": what.batch_tokens, "max_invalid": what.max_invalid, "progress": progress}
     beta = what.preferences.training_beta if what.preferences.beta_given else None
     facts = {**text, "pairs": what.pairs.sha256, "beta": beta, "seed": what.seed}
-    section = kept_information(file, subject, other, facts)
-    if section is not None:
-        return SectionResult(section=section)
+    kept = kept_information(file, subject, other, facts)
+    if kept is not None:
+        return kept
     report = information_of(
         subject,
         other,
@@ -189,7 +189,7 @@ def information(
         floor=ladder.floor,
     )
     ladder.floor = report.noise_floor
-    return keep_information(file, subject, other, facts, report.section().section)
+    return keep_information(file, subject, other, facts, report.section())
 
 
 def weights(subject: "Subject", other: "Subject", folder: Path) -> SectionResult:

@@ -5,7 +5,7 @@
 Ids only: two models that read the same histories are compared token by token.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,7 +93,7 @@ def usable_histories(histories: Iterable[History], *, vocab_rows: int) -> tuple[
 
 
 def buckets_of(
-    response_ids: Sequence[int], position_buckets: Sequence[int], end_id: int | None
+    response_ids: Sequence[int], position_buckets: Sequence[int], end_id: int | Collection[int] | None
 ) -> Int[np.ndarray, "T"]:
     """Bucket of every response token: 0.. for positions up to each bound (from 1), then the rest, then the end.
 
@@ -102,7 +102,8 @@ def buckets_of(
     positions = np.arange(1, len(response_ids) + 1)
     found = np.searchsorted(np.asarray(position_buckets), positions, side="left")
     if end_id is not None:
-        found[np.asarray(response_ids) == end_id] = len(position_buckets) + 1
+        ends = [end_id] if isinstance(end_id, int) else list(end_id)
+        found[np.isin(np.asarray(response_ids), ends)] = len(position_buckets) + 1
     return found.astype(np.int64)
 
 
