@@ -111,7 +111,9 @@ def _with_whole(profile: pd.DataFrame, estimates: Mapping[str, Estimate]) -> pd.
 def _profile_title(rows: pd.DataFrame, floor: float | None) -> str:
     """Where D^S is largest along the first source; or that nothing is above the floor."""
     judged = rows[rows.measure.isin(["information", "plausible_information", "kl"]) & rows.value.notna()]
-    if floor is not None and len(judged) and judged.high.notna().all() and (judged.high < floor).all():
+    if floor is not None and len(judged) and (judged.high.fillna(judged.value) < floor).all():
+        if judged.high.isna().any():
+            return f"Nothing is above the floor of {number(floor)} nats a token; what has no interval is not judged"
         return f"No measurable change at any position: every rate is under {number(floor)} nats a token"
     known = rows[(rows.measure == "plausible_information") & rows.value.notna() & (rows.bucket != WHOLE)]
     if not len(known):

@@ -171,7 +171,7 @@ def test_an_adapter_between_keeps_the_base_that_its_config_names(tmp_path):
     assert os.fspath(base) == json.loads((lora / "adapter_config.json").read_text())["base_model_name_or_path"]
     rows = write(tmp_path / "pairs.jsonl", [{"prompt": "The quick\n", "chosen": "brown fox", "rejected": "dog"}])
     report = information_run(other, other, rows, out=tmp_path / "run", via={"lora": lora}, options=OPTIONS)
-    updates = report.to_frame("information.updates").query("to == 'lora' and source == 'chosen'")
+    updates = report.to_frame("information.updates").query("to == 'lora' and source == 'chosen' and bucket == 'all'")
     expected = information_report(lora, other, rows, base=base, **OPTIONS).rates["chosen"]
     for name in PANEL:
         assert updates.query("measure == @name")["value"].item() == pytest.approx(expected[name].value, abs=1e-12)

@@ -56,14 +56,15 @@ def adapter(zoo_llama, tmp_path_factory):
 def test_updates_of_a_chain_are_those_of_reports_of_their_own(policy, reference):
     first, second = subject(2), subject(3)
     chain = information_report(policy, reference, many(9), via={"a": first, "b": second}, **QUICK)
-    steps = {("GPT2LMHeadModel", "a"): (first, reference), ("GPT2LMHeadModel", "b"): (second, reference),
-             ("a", "b"): (second, first), ("b", "GPT2LMHeadModel"): (policy, second),
-             ("GPT2LMHeadModel", "GPT2LMHeadModel"): (policy, reference)}  # fmt: skip
+    steps = {("reference", "a"): (first, reference), ("reference", "b"): (second, reference),
+             ("a", "b"): (second, first), ("b", "policy"): (policy, second),
+             ("reference", "policy"): (policy, reference)}  # fmt: skip
     assert {*zip(chain.updates["from"], chain.updates["to"], strict=True)} == {*steps}
     for (before, after), models in steps.items():
         alone = information_report(*models, many(9), **QUICK)
         some = chain.updates[(chain.updates["from"] == before) & (chain.updates["to"] == after)]
-        for row in some.to_dict("records"):
+        assert {*some["bucket"]} == {"all", *alone.profile["bucket"]}
+        for row in some[some["bucket"] == "all"].to_dict("records"):
             expected = alone.rates[row["source"]][row["measure"]]
             assert (row["value"], row["n"], row["reason"]) == (expected.value, expected.n, expected.reason)
 
@@ -76,7 +77,7 @@ def test_an_adapter_between_that_names_no_base_is_put_on_the_reference(zoo_llama
     reference, policy = load(zoo_llama), alignscope.wrap(zoo_pair("llama")[0].model, zoo.tokenizer())
     chain = information_report(policy, reference, ZOO_ROWS, via={"lora": tmp_path / "lora"}, **QUICK).updates
     alone = information_report(load(adapter, base=zoo_llama), reference, ZOO_ROWS, **QUICK)
-    found = chain.query("to == 'lora' and source == 'chosen' and measure == 'kl'")["value"].item()
+    found = chain.query("to == 'lora' and source == 'chosen' and measure == 'kl' and bucket == 'all'")["value"].item()
     assert found == pytest.approx(alone.rates["chosen"]["kl"].value, abs=1e-12)
 
 
