@@ -93,7 +93,8 @@ def test_positions_without_a_finite_value_are_told_with_the_pairs_they_cost():
     positions = pd.DataFrame(
         {"history": [0, 0, 1, 2, 3], "status": ["ok", "non_finite", "ok", "unsupported", "degenerate"]}
     )
-    given = HistorySet(histories=(None,) * 4, invalid=(), counts={}, preferences=np.ones(2))
+    history = History(prompt_id="a", prompt_ids=(1,), response_ids=(5,))
+    given = HistorySet(histories=(history,) * 4, invalid=(), counts={}, preferences=np.ones(2))
     (told,) = _lost(positions, given)
     assert told.startswith("2 of 5 positions, in 2 of 4 responses, enter no number (1 non_finite, 1 unsupported")
     assert "2 of 2 pairs have no log-ratio" in told
