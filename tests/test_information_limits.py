@@ -15,7 +15,7 @@ from alignscope.diagnose import information_reading, information_sides
 from alignscope.diagnose.history_sets import HistorySet, history_input
 from alignscope.diagnose.information import _lost
 from alignscope.diagnose.information_analysis import NO_ENDS, Resampling, pair_checks
-from alignscope.probes.histories import buckets_of
+from alignscope.probes.histories import History, buckets_of
 from alignscope.probes.kernels import information as information_kernel
 
 PROMPTS = [{"prompt": f"one {i}:"} for i in range(24)]
