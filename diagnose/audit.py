@@ -15,6 +15,7 @@ from ..probes.inputs import (
     prompts_or_distinct,
     read_pairs,
     read_samples,
+    require_full_draws,
 )
 from ..probes.policy import is_adapter, load_judge, load_policy_and_reference
 from ..probes.rendering import template_file_hash
@@ -157,8 +158,10 @@ def audit(
         check_invalid(file, max_invalid)
     drawn = {"reference": reference_samples, "policy": policy_samples}
     samples = {role: read_samples(file) for role, file in drawn.items() if file is not None}
-    for sample_file in samples.values():
+    for role, sample_file in samples.items():
         check_invalid(sample_file, max_invalid)
+        if role == "reference":  # before any model is loaded: displacement.on_policy would be no KL
+            require_full_draws(sample_file, role)
     prompt_file = prompts_or_distinct(prompts, pair_file, seed, max_invalid) if "spinal" in sections else None
     adapters = [is_adapter(model) for model in (policy, reference, reward)]
     if base is not None and not any(adapters):

@@ -33,9 +33,11 @@ COUNTED = ("ok", "degenerate")  # statuses that enter means: the others have no 
 class PromptMeans:
     """One row a prompt of a source: the mean over its responses of their means over tokens."""
 
-    frame: pd.DataFrame  # index: prompt_id
+    frame: pd.DataFrame  # index: prompt_id; NaN where no token of the prompt has a finite value
     n_tokens: int
     n_responses: int
+    n_finite: Mapping[str, int]  # tokens in the means, by measure
+    n_infinite: Mapping[str, int]  # tokens left out of that measure alone; the rest has no value (NaN)
 
     @property
     def n_prompts(self) -> int:
@@ -48,13 +50,24 @@ def counted(positions: pd.DataFrame) -> pd.DataFrame:
 
 
 def prompt_means(positions: pd.DataFrame, measures: Sequence[str]) -> PromptMeans:
-    """Mean over tokens, then over a prompt's responses. Null values (a tilt that does not exist) are left out.
+    """Mean over tokens, then over a prompt's responses, of the finite values of each measure.
 
+    A token is left out of a measure that is infinite there (reverse_kl, where the policy alone excludes a token of the
+    vocabulary) or null (D^S without a plausible token, a tilt that does not exist), and stays in the others.
     positions: a row a response token, with `history` (which response), `prompt_id` and the measures.
     """
-    by_response = positions.groupby(["prompt_id", "history"], sort=True)[list(measures)].mean()
+    values = positions[list(measures)].astype(np.float64)
+    infinite = np.isinf(values)
+    finite = values.mask(infinite)
+    by_response = finite.groupby([positions["prompt_id"], positions["history"]], sort=True).mean()
     frame = by_response.groupby(level="prompt_id", sort=True).mean()
-    return PromptMeans(frame=frame, n_tokens=len(positions), n_responses=len(by_response))
+    return PromptMeans(
+        frame=frame,
+        n_tokens=len(positions),
+        n_responses=len(by_response),
+        n_finite=finite.notna().sum().to_dict(),
+        n_infinite=infinite.sum().to_dict(),
+    )
 
 
 def rate_estimates(
@@ -68,7 +81,8 @@ def rate_estimates(
 ) -> dict[str, Estimate]:
     """Rates along the histories of one source, nats a token, with a bootstrap over prompts.
 
-    n of each estimate counts response tokens, n_clusters prompts.
+    n of each estimate counts the response tokens with a finite value, n_clusters their prompts; `method` says how many
+    tokens a rate lacks, `reason` so where it has none.
     """
     means = prompt_means(counted(positions), measures)
     boot = _bootstrap(means.frame, measures, resamples=resamples, level=level, seed=seed)
@@ -118,7 +132,8 @@ def profile_table(
 ) -> pd.DataFrame:
     """The update profile: a row a source, bucket of positions and measure, with interval, tokens and prompts.
 
-    names: of the buckets, in order; positions carry their number. An empty bucket has no row.
+    names: of the buckets, in order; positions carry their number. An empty bucket has no row. n_null: tokens of the
+    bucket whose value is infinite or absent, which are not in the mean nor in n.
     """
     measures = [*MEASURES, "plausible_size"]
     rows = []
@@ -128,8 +143,9 @@ def profile_table(
         for column, measure in enumerate(measures):
             unit = "tokens" if measure == "plausible_size" else UNITS.get(measure, "nats a token")
             estimate = _estimate(boot, column, means, measure, unit)
-            rows.append({"source": source, "bucket": names[bucket], "measure": measure, **interval(estimate)})
-    return pd.DataFrame(rows, columns=["source", "bucket", "measure", *_INTERVAL])
+            row = {"source": source, "bucket": names[bucket], "measure": measure, **interval(estimate)}
+            rows.append(row | {"n_null": len(part) - estimate.n})
+    return pd.DataFrame(rows, columns=["source", "bucket", "measure", *_INTERVAL, "n_null"])
 
 
 def by_bucket(positions: pd.DataFrame) -> list[tuple[str, int, pd.DataFrame]]:
@@ -217,7 +233,21 @@ def _estimate(
     boot: BootstrapMeans, column: int, means: PromptMeans, label: str, unit: str, null_value: float | None = None
 ) -> Estimate:
     found = estimate_from(boot, column, label=label, unit=unit, null_value=null_value)
-    changes: Mapping[str, object] = {"n": means.n_tokens}
-    if found.low is None and found.value is not None:
-        changes = {"n": means.n_tokens, "reason": f"too few prompts: {found.reason}"}
-    return found.model_copy(update=dict(changes))
+    measure = str(means.frame.columns[column])
+    n, lacking = means.n_finite[measure], _lacking(means, measure)
+    changes: dict[str, object] = {"n": n}
+    if n == 0:
+        changes["reason"] = f"no finite value at {means.n_tokens} tokens: {lacking}"
+    elif found.low is None:
+        changes["reason"] = f"too few prompts: {found.reason}"
+    if n and lacking:
+        changes["method"] = f"{found.method}; not in it: {lacking}"
+    return found.model_copy(update=changes)
+
+
+def _lacking(means: PromptMeans, measure: str) -> str:
+    """Which tokens a measure's mean lacks; empty where none."""
+    infinite = means.n_infinite[measure]
+    absent = means.n_tokens - means.n_finite[measure] - infinite
+    told = [f"{infinite} tokens where it is infinite (one model alone excludes a token)"] if infinite else []
+    return ", ".join([*told, *([f"{absent} tokens where it has no value"] if absent else [])])

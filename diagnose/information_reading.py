@@ -3,24 +3,25 @@
 The vocabulary is met some positions at a time; of size positions x vocabulary nothing is held.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ..probes.final_states import StateShards
 from ..probes.histories import History, buckets_of
+from ..probes.kernels.attribution_sums import AttributionSums
 from ..probes.kernels.head_logits import HeadLogits, projected
 from ..probes.kernels.information import BUFFER_BYTES
 from ..probes.kernels.logprobs import token_log_probs
-from ..probes.kernels.token_pass import InformationPass
-from ..probes.kernels.token_readings import TokenAttribution
+from ..probes.kernels.token_pass import BLOCK_ROWS, InformationPass
+from ..probes.kernels.token_readings import OK, TokenAttribution, TokenInformation, TokenTilt
 
 if TYPE_CHECKING:
     from ..probes.shards import Progress
@@ -74,8 +75,9 @@ class InformationReading:
     bucket (its number), token, log_ratio (log pi - log ref of that token), entropy, normalized_entropy, information,
     plausible_information, plausible_size, kl, reverse_kl (nats), policy_mass, reference_mass, tilt, tilt_unweighted,
     tilt_r2 (NaN where there is none), status.
-    tops: a row a position and listed token: history, position, rank, token, q, contribution (nats).
-    attributions: sums over positions for every token, by (source, bucket).
+    tops: a row a position and listed token: history, position, rank, token, q, contribution (nats); in 32 bits, as they
+    are ten times as many rows as positions.
+    attributions: sums over positions for every token, by (source, bucket); without lists, which are in `tops`.
     """
 
     positions: pd.DataFrame
@@ -103,49 +105,104 @@ def read_information(
 ) -> InformationReading:
     """Panel, tilt and attribution at every response token of the histories, whose states both models left on disk."""
     buckets = [buckets_of(history.response_ids, position_buckets, end_id) for history in histories]
-    passes: dict[Group, InformationPass] = {}
-    places: dict[Group, list[Int[np.ndarray, "n"]]] = {}  # which positions each pass has read, in its order
+    reading = InformationPass(vocab, plausible=plausible, top=None)
+    sums: dict[Group, AttributionSums] = {}
     starts = np.concatenate([[0], np.cumsum([len(history.response_ids) for history in histories])])
-    (ours, our_tail), (theirs, their_tail) = policy, reference
+    ours = policy[0]
     done, total = 0, int(starts[-1])
-    log_ratio = np.full(total, np.nan)
-    block = max(1, min(BLOCK, BUFFER_BYTES // (8 * vocab)))
+    columns = _Columns(total, min(TOP, vocab))
     for number, shard in enumerate(ours.shards):
         rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in shard])
         targets = np.concatenate([histories[i].response_ids for i in shard])
         of_group = [(histories[i].source, bucket) for i in shard for bucket in buckets[i].tolist()]
         order = np.array(sorted(range(len(rows)), key=of_group.__getitem__))  # a block then rarely has two groups
-        sides = [
-            tail.reading(shards.read(number)[torch.from_numpy(order)], vocab)
-            for shards, tail in ((ours, our_tail), (theirs, their_tail))
-        ]
-        for start in range(0, len(order), block):
-            some = order[start : start + block]
-            logits = [side.read(start, start + len(some)) for side in sides]
-            log_ratio[rows[some]] = _target_ratios(logits, targets[some])
+        logits: list[Tensor] = []  # the last shard's buffers go before this one has its own
+        for start, logits in _blocks(policy, reference, number, order, vocab):
+            some = order[start : start + len(logits[0])]
+            columns.log_ratio[rows[some]] = _target_ratios(logits, targets[some])
             for group, part in groupby(range(len(some)), key=lambda k: of_group[some[k]]):
                 run = list(part)
-                reading = passes.setdefault(group, InformationPass(vocab, plausible=plausible, top=TOP))
-                reading.update(*(z[run[0] : run[-1] + 1] for z in logits))
-                places.setdefault(group, []).append(rows[some[run]])
+                if group not in sums:
+                    sums[group] = AttributionSums(vocab, min(TOP, vocab))
+                reading.update(*(z[run[0] : run[-1] + 1] for z in logits), sums=sums[group])
+                columns.write(rows[some[run]], *reading.take(), *sums[group].take_lists())
         done += len(rows)
         if progress is not None:
             progress(stage, done, total)
-    positions, tops = _tables(histories, buckets, passes, {g: np.concatenate(part) for g, part in places.items()})
-    positions["log_ratio"] = log_ratio
-    attributions = {group: reading.attribution() for group, reading in sorted(passes.items())}
-    return InformationReading(positions=positions, tops=tops, attributions=attributions, vocab=vocab)
+    positions = _positions(histories, buckets, columns)
+    return InformationReading(
+        positions=positions,
+        tops=columns.tops(positions),
+        attributions={group: sums[group].attribution(copied=False) for group in sorted(sums)},
+        vocab=vocab,
+    )
 
 
-def _tables(
+def _blocks(
+    policy: tuple[StateShards, Tail],
+    reference: tuple[StateShards, Tail],
+    number: int,  # of the shard
+    order: Int[np.ndarray, "n"],
+    vocab: int,
+) -> Iterator[tuple[int, list[Float[Tensor, "_ V"]]]]:
+    """First place in `order` and both models' logits there, a block of positions at a time."""
+    sides = [tail.reading(shards.read(number)[torch.from_numpy(order)], vocab) for shards, tail in (policy, reference)]
+    block = max(1, min(BLOCK, BUFFER_BYTES // (8 * vocab)))
+    for start in range(0, len(order), block):
+        yield start, [side.read(start, min(start + block, len(order))) for side in sides]
+
+
+class _Columns:
+    """What is said of every position, each number written once where it stays: no list of blocks grows beside it."""
+
+    def __init__(self, n: int, top: int) -> None:
+        self.log_ratio = np.full(n, np.nan)
+        self.values: dict[str, Shaped[np.ndarray, "n"]] = {}
+        self.status = np.full(n, OK, dtype=object)  # one string for all that share it
+        self._ids = np.full((n, top), -1, dtype=np.int32)
+        self._q, self._contribution = np.full((2, n, top), np.nan, dtype=np.float32)
+
+    def write(
+        self,
+        rows: Int[np.ndarray, "n"],
+        information: TokenInformation,
+        tilt: TokenTilt,
+        ids: Int[Tensor, "n top"],
+        q: Float[Tensor, "n top"],
+        contribution: Float[Tensor, "n top"],
+    ) -> None:
+        """What was found at these rows."""
+        for name, value in _fields(information, tilt).items():
+            column = self.values.setdefault(name, np.empty(len(self.status), dtype=value.dtype))
+            column[rows] = value
+        for status in np.unique(information.status):
+            self.status[rows[information.status == status]] = str(status)
+        for table, part in ((self._ids, ids), (self._q, q), (self._contribution, contribution)):
+            table[rows] = part.cpu().numpy()
+
+    def tops(self, positions: pd.DataFrame) -> pd.DataFrame:
+        """A row a position and listed token."""
+        row, rank = np.nonzero(self._ids >= 0)
+        return pd.DataFrame(
+            {
+                "history": positions["history"].to_numpy(np.int32)[row],
+                "position": positions["position"].to_numpy(np.int32)[row],
+                "rank": (rank + 1).astype(np.int8),
+                "token": self._ids[row, rank],
+                "q": self._q[row, rank],
+                "contribution": self._contribution[row, rank],
+            }
+        )
+
+
+def _positions(
     histories: Sequence[History],
     buckets: Sequence[Int[np.ndarray, "_"]],  # of each history
-    passes: Mapping[Group, InformationPass],
-    places: Mapping[Group, Int[np.ndarray, "_"]],
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Positions in the order of the histories, and the listed tokens of each."""
+    columns: _Columns,
+) -> pd.DataFrame:
+    """Positions in the order of the histories."""
     lengths = [len(history.response_ids) for history in histories]
-    positions = pd.DataFrame(
+    return pd.DataFrame(
         {
             "history": np.repeat(np.arange(len(histories)), lengths),
             "prompt_id": np.repeat(np.array([history.prompt_id for history in histories], object), lengths),
@@ -153,21 +210,15 @@ def _tables(
             "position": np.concatenate([np.arange(1, n + 1) for n in lengths]),
             "bucket": np.concatenate(buckets),
             "token": np.concatenate([history.response_ids for history in histories]),
+            **columns.values,
+            "status": columns.status,
+            "log_ratio": columns.log_ratio,
         }
     )
-    order = np.concatenate(list(places.values()))
-    where = np.argsort(order)
-    found = [_fields(reading) for reading in passes.values()]
-    for name in found[0]:
-        positions[name] = np.concatenate([fields[name] for fields in found])[where]
-    parts = [(places[group], reading.attribution()) for group, reading in passes.items()]
-    tops = pd.concat([_listed(positions, rows, found) for rows, found in parts], ignore_index=True)
-    return positions, tops.sort_values(["history", "position", "rank"], kind="stable").reset_index(drop=True)
 
 
-def _fields(reading: InformationPass) -> dict[str, Any]:
-    """What a pass says of its positions, as columns."""
-    information, tilt = reading.information(), reading.tilt()
+def _fields(information: TokenInformation, tilt: TokenTilt) -> dict[str, Shaped[np.ndarray, "n"]]:
+    """What is said of some positions, as columns."""
     support = information.support.double().log()
     values = {
         "entropy": information.entropy,
@@ -183,30 +234,19 @@ def _fields(reading: InformationPass) -> dict[str, Any]:
         "tilt_unweighted": tilt.unweighted_slope,
         "tilt_r2": tilt.r_squared,
     }
-    return {name: value.cpu().numpy() for name, value in values.items()} | {"status": information.status}
-
-
-def _listed(positions: pd.DataFrame, rows: Int[np.ndarray, "n"], found: TokenAttribution) -> pd.DataFrame:
-    """A row a position and listed token of one pass."""
-    n, top = found.ids.shape
-    table = pd.DataFrame(
-        {
-            "history": np.repeat(positions["history"].to_numpy()[rows], top),
-            "position": np.repeat(positions["position"].to_numpy()[rows], top),
-            "rank": np.tile(np.arange(1, top + 1), n),
-            "token": found.ids.cpu().numpy().ravel(),
-            "q": found.q.cpu().numpy().ravel(),
-            "contribution": found.contribution.cpu().numpy().ravel(),
-        }
-    )
-    return table[table["token"] >= 0]
+    return {name: value.cpu().numpy() for name, value in values.items()}
 
 
 def _target_ratios(logits: Sequence[Float[Tensor, "n V"]], targets: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     """log pi - log ref of the tokens that stand there."""
-    wanted = torch.from_numpy(targets)
-    log_p = [token_log_probs(z, wanted.to(z.device)).double().cpu() for z in logits]
-    return (log_p[0] - log_p[1]).numpy()
+    wanted = torch.from_numpy(targets).split(BLOCK_ROWS)  # a shifted copy of a whole block is 50 MB
+    log_p = [
+        torch.cat(
+            [token_log_probs(part, ids.to(z.device)) for part, ids in zip(z.split(BLOCK_ROWS), wanted, strict=True)]
+        )
+        for z in logits
+    ]
+    return (log_p[0] - log_p[1]).cpu().numpy()
 
 
 def _as_it_is(states: Tensor) -> Tensor:

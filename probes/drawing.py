@@ -35,11 +35,12 @@ def draw_samples(
     max_invalid: float = 0.05,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """n completions of every prompt, a row each: id, prompt, completion, finished, n_tokens, same_ids (and prompt_id).
+    """n completions of every prompt, a row each: id, prompt, completion, finished, n_tokens, same_ids, temperature.
 
     Drawn token by token from the model's softmax at temperature 1, without top-k, top-p or penalties. finished: the
     model ended it; else it was cut at `max_tokens`. same_ids: its text becomes the very ids that were drawn; where not,
-    a scorer reads other ids. The rows are what `read_samples` takes. Draws depend on seed and batch_size.
+    a scorer reads other ids. prompt_id: where the prompts have one. The rows are what `read_samples` takes. Draws
+    depend on seed and batch_size.
     progress: called as progress(stage, completions done, completions in all).
     Raises InputError for a carrier that cannot draw ids, prompts that cannot be encoded, n or max_tokens below 1.
     """
@@ -86,6 +87,7 @@ def _row(subject: "Subject", number: int, prompt: Prompt, ids: tuple[int, ...], 
         "finished": finished,
         "n_tokens": len(body),
         "same_ids": again == body,
+        "temperature": FULL["temperature"],
     }
 
 

@@ -17,7 +17,7 @@ from ..errors import InputError
 from .pair_rows import Invalid, Pair, PairShape, RowError, Text, parse_pair, parse_text, require_encodable, row_name
 from .ranked_rows import completion_of, is_ranked, parse_ranking
 from .row_files import Rows, read_rows
-from .sample_rows import SampleFile, completion_column, parse_sample
+from .sample_rows import SampleFile, completion_column, parse_sample, require_full_draws
 
 __all__ = [
     "Invalid",
@@ -31,6 +31,7 @@ __all__ = [
     "read_pairs",
     "read_prompts",
     "read_samples",
+    "require_full_draws",
 ]
 
 Source = str | os.PathLike[str] | Iterable[Any]  # a file, or its rows
@@ -148,7 +149,8 @@ def read_samples(source: Source) -> SampleFile:
     """Completions drawn from a model: rows with `prompt` and `completion` (or `response`), strings or messages.
 
     Optional: `id`, `prompt_id` (else the prompt itself tells samples of one prompt), and `finished`: false where the
-    sample was cut at a number of tokens before it ended. Equal rows are kept: a model may say the same twice.
+    sample was cut at a number of tokens before it ended. Equal rows are kept: a model may say the same twice. Columns
+    `temperature`, `top_p`, `top_k`, `min_p` say how a row was drawn: `SampleFile.cut`, `require_full_draws`.
 
     >>> file = read_samples([{"prompt": "2 + 2 =", "completion": " 4"}, {"prompt": "?", "response": "!"}])
     >>> [sample.completion for sample in file], file.invalid[0].reason

@@ -1,6 +1,7 @@
 """What does a row of sampled completions say? One prompt, one completion, and whether it came to its end."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,12 @@ from .ranked_rows import completion_of
 
 COMPLETION = ("completion", "response")  # columns of the completion, the first of them that is there
 _WORDS = {"true": True, "1": True, "false": False, "0": False}  # as text in CSV
+SAMPLING: Mapping[str, Callable[[float], bool]] = {  # columns -> whether the value leaves the distribution whole
+    "temperature": lambda value: value == 1,
+    "top_p": lambda value: value >= 1,
+    "top_k": lambda value: value <= 0,  # 0 or -1 where a sampler keeps all
+    "min_p": lambda value: value <= 0,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +29,7 @@ class Sample:
     completion: Text  # alone, without the prompt; may be empty where the model ended at once
     prompt_id: str | None = None
     finished: bool = True  # False where it was cut at a number of tokens
+    cut: str | None = None  # "top_p=0.9": the row says that its draw was not from the whole distribution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +43,15 @@ class SampleFile:
     n_rows: int
     says_finished: bool  # whether the file has a column `finished`
 
+    @property
+    def cut(self) -> str | None:
+        """The first row that was not drawn at temperature 1 from the whole distribution, as its own columns say.
+
+        For example "row 3: drawn with top_p=0.9". None also where the file has none of the columns `SAMPLING`: what it
+        does not say is not known.
+        """
+        return next((f"row {sample.row}: drawn with {sample.cut}" for sample in self.samples if sample.cut), None)
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -43,6 +60,19 @@ class SampleFile:
 
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
+
+
+def require_full_draws(file: SampleFile, role: str) -> None:
+    """Raises InputError, naming row and column, where samples of the model `role` are no draws of its distribution.
+
+    role: whose samples they should be, "policy" or "reference". An average over draws of its whole distribution at
+    temperature 1 is an expectation, of log-ratios a KL; one over other draws is neither.
+    """
+    if file.cut is not None:
+        raise InputError(
+            f"{file.source}, {file.cut}: not drawn from all that the {role} says, so the mean over such samples is no "
+            "KL; draw at temperature 1 from the whole distribution: alignscope sample"
+        )
 
 
 def completion_column(columns: Sequence[str], source: str) -> str:
@@ -68,6 +98,7 @@ def parse_sample(row: dict[str, Any] | str, number: int, column: str) -> Sample:
         completion=completion_of(prompt, parse_text(row, column), column),
         prompt_id=label_of(row, "prompt_id"),
         finished=_finished(row),
+        cut=_cut(row),
     )
 
 
@@ -79,3 +110,28 @@ def _finished(row: Mapping[str, Any]) -> bool:
     if found is None:
         raise RowError("finished_invalid", f"`finished` is {value!r}; expected true or false")
     return found
+
+
+def _cut(row: Mapping[str, Any]) -> str | None:
+    """The first setting of sampling that bent or cut the distribution; None for none, or none that is told."""
+    for column, whole in SAMPLING.items():
+        value = row.get(column)
+        if value is None or value == "" or value != value:  # NaN: an empty cell of a table of numbers
+            continue
+        number = _number(value)
+        if number is None:
+            raise RowError("sampling_invalid", f"`{column}` is {value!r}; expected a number")
+        if not whole(number):
+            return f"{column}={number:g}"
+    return None
+
+
+def _number(value: Any) -> float | None:
+    """Also as text (CSV)."""
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):  # overflow: JSON has integers beyond the largest float
+        return None
+    return number if math.isfinite(number) else None

@@ -16,7 +16,7 @@ from jaxtyping import Float64, Shaped
 
 from ..errors import InputError
 from .encoding import EncodedSample, TextPolicy, prompt_hash
-from .inputs import check_invalid, read_samples
+from .inputs import check_invalid, read_samples, require_full_draws
 from .pair_rows import Invalid, plain_text
 from .sample_rows import SampleFile
 from .scored_models import require_boundaries, score_facts, scored_models
@@ -112,7 +112,8 @@ def score_samples(
     """log pi - log pi_ref (nats) of completions y drawn from the reference at temperature 1, without top-k or top-p.
 
     Over such samples E[log pi(y) - log pi_ref(y)] = -KL(pi_ref || pi) <= 0: what training that changes anything takes
-    from the reference's own answers by force. Of samples from elsewhere (greedy, filtered) the mean is no KL.
+    from the reference's own answers by force. Of samples from elsewhere (greedy, filtered) the mean is no KL; a file
+    that says so (`temperature`, `top_p`, `top_k`, `min_p`) is refused.
     Cut samples (`finished` false) are scored up to the cut, without an end. Mixed with the whole ones they are draws of
     the reference stopped after so many tokens, and their mean is -KL of the two stopped models. By the chain rule, a
     sum of KLs >= 0 over tokens, this is at most as large as that of whole completions. To leave them out would keep
@@ -122,7 +123,8 @@ def score_samples(
 
     samples: file or rows, see read_samples; equal rows all count. Every other option is that of `score_pairs`; give the
     same ones, or the mean does not compare with the pairs'. Raises InputError without a reference, for other
-    tokenizers, text that cannot be encoded, or more than the share max_invalid of unusable rows.
+    tokenizers, text that cannot be encoded, samples of a part of the distribution, or more than the share max_invalid
+    of unusable rows.
     """
     if reference is None:
         raise InputError("samples of the reference are scored under both models: give the reference (--reference)")
@@ -131,6 +133,7 @@ def score_samples(
     text = TextPolicy(template, eos, boundary, max_length, over_length)
     file = read_samples(samples)
     check_invalid(file, max_invalid)
+    require_full_draws(file, "reference")
     models = scored_models(policy, reference)
     encoder = models.encoder(text, file.source)
     every = [encoder.encode_sample(sample) for sample in file]

@@ -12,7 +12,7 @@ from tiny_tokenizer import PIECES
 
 from alignscope import InputError
 from alignscope.probes.drawing import draw_samples
-from alignscope.probes.inputs import read_samples
+from alignscope.probes.inputs import read_samples, require_full_draws
 
 PROMPTS = [{"prompt": "one:"}, {"prompt": "two 2."}]
 
@@ -65,6 +65,12 @@ def test_rows_are_samples_and_keep_the_prompt_id_that_was_given(tmp_path):
     assert read.says_finished
     assert [sample.prompt_id for sample in read] == ["a", "a", None, None]
     assert [sample.prompt for sample in read] == ["one:", "one:", "two 2.", "two 2."]
+
+
+def test_rows_say_that_they_were_drawn_at_temperature_one():
+    rows = draw_samples(subject(0), [{"prompt": "a b"}], n=3, max_tokens=4)
+    assert [row["temperature"] for row in rows] == [1.0] * 3
+    require_full_draws(read_samples(rows), "reference")
 
 
 def test_text_that_becomes_other_ids_is_told():

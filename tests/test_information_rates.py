@@ -77,6 +77,54 @@ def test_positions_without_a_finite_value_are_left_out_and_degenerate_ones_are_n
     assert rate_estimates(degenerate, "chosen")["kl"].n == len(table)
 
 
+def test_a_token_that_the_policy_alone_excludes_is_missing_from_its_infinite_measure_and_from_no_other():
+    table = positions()
+    first = table["position"] == 1
+    cut = table.assign(reverse_kl=table["reverse_kl"].mask(first, np.inf))
+    found, whole, rest = (rate_estimates(part, "chosen") for part in (cut, table, table[~first]))
+    assert (found["reverse_kl"].value, found["reverse_kl"].low) == (rest["reverse_kl"].value, rest["reverse_kl"].low)
+    assert found["reverse_kl"].n == (~first).sum()
+    assert f"{first.sum()} tokens where it is infinite" in found["reverse_kl"].method
+    assert all(found[name] == whole[name] for name in MEASURES if name != "reverse_kl")
+
+
+def test_a_measure_that_is_infinite_everywhere_is_null_with_the_reason():
+    found = rate_estimates(positions().assign(reverse_kl=np.inf), "chosen")
+    assert (found["reverse_kl"].value, found["reverse_kl"].low, found["reverse_kl"].n) == (None, None, 0)
+    assert "infinite" in found["reverse_kl"].reason
+    assert found["kl"].value is not None
+
+
+def test_tokens_without_a_plausible_one_are_not_counted_in_the_rate_over_plausible_tokens():
+    table = positions()
+    first = table["position"] == 1
+    found = rate_estimates(table.assign(plausible_information=table["plausible_information"].mask(first)), "chosen")
+    assert found["plausible_information"].n == (~first).sum()
+    assert f"{first.sum()} tokens where it has no value" in found["plausible_information"].method
+    assert found["information"].n == len(table)
+    assert "not in it" not in found["information"].method
+
+
+def test_the_profile_counts_the_tokens_that_a_measure_lacks():
+    table = positions()
+    first = table["position"] == 1
+    profile = profile_table(table.assign(reverse_kl=table["reverse_kl"].mask(first, np.inf)), ["1-2", "3+"])
+    opening = profile[profile["bucket"] == "1-2"].set_index("measure")
+    assert opening.loc["reverse_kl", "n_null"] == first.sum()
+    assert opening.loc["reverse_kl", "n"] + first.sum() == opening.loc["kl", "n"]
+    assert np.isfinite(opening.loc["reverse_kl", ["value", "low", "high"]].to_numpy(float)).all()
+    assert (profile.loc[profile["measure"] != "reverse_kl", "n_null"] == 0).all()
+
+
+def test_a_difference_leaves_out_positions_that_are_infinite_under_either_update_or_both():
+    table = positions(40)
+    first = table.assign(reverse_kl=table["reverse_kl"].mask(table["position"] == 1, np.inf))
+    second = table.assign(reverse_kl=(table["reverse_kl"] + 0.25).mask(table["position"] <= 2, np.inf))
+    found = paired_difference(first, second, measures=["reverse_kl"]).iloc[0]
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((0.25, 0.25, 0.25))
+    assert found["n"] == (table["position"] > 2).sum()
+
+
 def test_few_prompts_have_a_value_but_no_interval():
     found = rate_estimates(positions(9), "chosen")["kl"]
     assert found.value is not None

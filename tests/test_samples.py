@@ -1,6 +1,7 @@
 """The reference's own samples: exact sums, ends where they were drawn, and the enumerated KL within its interval."""
 
 import json
+import math
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from alignscope.organisms import Recipe, build_preference_organism
 from alignscope.organisms.enumeration import Enumeration, enumerate_folder
 from alignscope.organisms.tokenizer import assistant_turn, user_turn
 from alignscope.organisms.world import HELD_OUT, PROMPTS, normalised
-from alignscope.probes.inputs import read_samples
+from alignscope.probes.inputs import read_samples, require_full_draws
 from alignscope.probes.samples import score_samples
 
 EOS = PIECES["<eos>"]
@@ -79,6 +80,55 @@ def test_a_file_of_something_else_is_refused_with_its_columns(columns):
 def test_csv_says_finished_in_words(tmp_path):
     (tmp_path / "s.csv").write_text("prompt,completion,finished\np,a,true\np,b,FALSE\np,c,\n")
     assert [sample.finished for sample in read_samples(tmp_path / "s.csv")] == [True, False, True]
+
+
+WHOLE = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0}
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ({"temperature": 0.7}, "temperature=0.7"),
+        ({"temperature": 0}, "temperature=0"),  # greedy
+        ({"top_p": 0.9}, "top_p=0.9"),
+        ({"top_k": 50}, "top_k=50"),
+        ({"min_p": 0.05}, "min_p=0.05"),
+    ],
+)
+def test_a_file_that_says_its_samples_were_cut_is_no_file_of_full_draws(setting, told):
+    row = {"prompt": "p", "completion": "a"}
+    file = read_samples([row | WHOLE, row | WHOLE | setting, row | {"top_p": 0.1}])
+    assert file.cut == f"row 2: drawn with {told}"
+    with pytest.raises(InputError, match=rf"row 2: drawn with {told}: not drawn from all that the policy says"):
+        require_full_draws(file, "policy")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, WHOLE, {"top_k": -1}, {"temperature": None, "top_p": ""}, {"temperature": math.nan}, {"temperature": "1.0"}],
+)
+def test_draws_of_all_the_distribution_and_draws_that_do_not_say_are_taken(settings):
+    file = read_samples([{"prompt": "p", "completion": "a"} | settings])
+    assert (len(file), file.cut) == (1, None)
+    require_full_draws(file, "reference")
+
+
+def test_csv_says_how_samples_were_drawn(tmp_path):
+    (tmp_path / "s.csv").write_text("prompt,completion,temperature,top_p\np,a,1,\np,b,1.0,.95\n")
+    assert read_samples(tmp_path / "s.csv").cut == "row 2: drawn with top_p=0.95"
+
+
+@pytest.mark.parametrize("value", ["hot", True, "inf", [1]])
+def test_a_row_whose_sampling_cannot_be_read_is_set_aside(value):
+    file = read_samples([{"prompt": "p", "completion": "a", "temperature": value}, {"prompt": "p", "completion": "b"}])
+    assert [(row.row, row.reason) for row in file.invalid] == [(1, "sampling_invalid")]
+    assert "`temperature`" in file.invalid[0].detail
+
+
+def test_cut_samples_of_the_reference_are_not_scored(policy, reference, tmp_path):
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(row | {"top_k": 50}) + "\n" for row in ROWS))
+    with pytest.raises(InputError, match=r"s\.jsonl, row 1: drawn with top_k=50: .* the reference says.* no KL"):
+        score_samples(policy, reference, tmp_path / "s.jsonl")
 
 
 # ---- scores

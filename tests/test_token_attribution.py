@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alignscope.probes.kernels import (
+    InformationPass,
     TokenAttribution,
     TokenTilt,
     information_pass,
@@ -19,6 +20,7 @@ from alignscope.probes.kernels import (
     token_information,
     token_tilt,
 )
+from alignscope.probes.kernels.attribution_sums import AttributionSums
 
 INF, LN3 = math.inf, math.log(3)
 EPS = 0.01
@@ -185,6 +187,45 @@ def test_a_policy_that_excludes_all_that_is_plausible_leaves_no_nan():
     got = token_attribution(policy, reference, plausible=0.2)
     assert got.plausible_count.sum() == 1
     assert not any(getattr(got, name).isnan().any() for name in VECTORS)
+
+
+def test_one_pass_sums_groups_of_positions_as_a_pass_of_each_does():
+    policy, reference = logits(40, 50)
+    groups = {"first": slice(0, 15), "second": slice(15, 40)}
+    shared, sums = InformationPass(50, top=None), {name: AttributionSums(50, 3) for name in groups}
+    for name, part in groups.items():
+        shared.update(policy[part], reference[part], sums=sums[name])
+    for name, part in groups.items():
+        alone, found = token_attribution(policy[part], reference[part], top=3), sums[name].attribution()
+        for vector in (*VECTORS, "ids", "q", "contribution"):
+            assert torch.equal(getattr(found, vector), getattr(alone, vector)), vector
+        assert found.n_positions == alone.n_positions
+
+
+def test_lists_taken_on_the_way_are_in_no_later_attribution_and_the_sums_are():
+    policy, reference = logits(40, 50)
+    whole = token_attribution(policy, reference, top=3)
+    reading, sums = InformationPass(50, top=None), AttributionSums(50, 3)
+    parts = []
+    for part in (slice(0, 15), slice(15, 40)):
+        reading.update(policy[part], reference[part], sums=sums)
+        parts.append(sums.take_lists())
+    for name, found in zip(("ids", "q", "contribution"), zip(*parts, strict=True), strict=True):
+        assert torch.equal(torch.cat(found), getattr(whole, name)), name
+    assert [len(part) for part in sums.take_lists()] == [0, 0, 0]
+    last = sums.attribution()
+    assert (last.ids.shape, last.n_positions) == ((0, 3), 40)
+    assert torch.allclose(last.q_total, whole.q_total, rtol=1e-12)
+
+
+def test_positions_added_later_do_not_change_an_attribution_unless_it_is_no_copy():
+    policy, reference = logits(40, 50)
+    reading, sums = InformationPass(50, top=None), AttributionSums(50, 3)
+    reading.update(policy[:15], reference[:15], sums=sums)
+    copied, live = sums.attribution(), sums.attribution(copied=False)
+    reading.update(policy[15:], reference[15:], sums=sums)
+    assert copied.q_total.sum().item() == pytest.approx(15)
+    assert live.q_total.sum().item() == pytest.approx(40)
 
 
 def test_fewer_than_one_token_kept_is_refused():

@@ -249,6 +249,21 @@ def test_positions_added_bit_by_bit_are_positions_added_at_once():
     assert reading.attribution().n_positions == 150
 
 
+def test_positions_taken_on_the_way_are_those_kept_to_the_end_and_the_sums_stay():
+    policy, reference = (torch.randn(90, 80, generator=torch.Generator().manual_seed(k)) for k in range(2))
+    whole, reading = InformationPass(80), InformationPass(80)
+    whole.update(policy, reference)
+    taken = []
+    for start, stop in ((0, 40), (40, 90)):
+        reading.update(policy[start:stop], reference[start:stop])
+        taken.append(reading.take())
+        with pytest.raises(ValueError, match="no position"):
+            reading.information()
+    assert torch.equal(torch.cat([information.kl for information, _ in taken]), whole.information().kl)
+    assert torch.equal(torch.cat([tilt.slope for _, tilt in taken]), whole.tilt().slope)
+    assert torch.allclose(reading.attribution().q_total, whole.attribution().q_total, rtol=1e-12)
+
+
 # ------------------------------------------------------------------------------------------------ padding and odd rows
 
 

@@ -23,7 +23,10 @@ class AttributionSums:
         self._n_positions = 0
         self._totals = {name: torch.zeros(vocab, dtype=torch.float64) for name in (*DENSE, *SPARSE)}
         self._totals |= {name: torch.zeros(vocab, dtype=torch.int64) for name in COUNTS}
+        nothing = torch.zeros(0, top, dtype=torch.float64)
+        self._none = (nothing.long(), nothing, nothing)
         self._lists: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._met = False
 
     def add(self, name: str, weights: Float[Tensor, "n V"], factor: Float[Tensor, "n"]) -> None:
         """Add the rows of weights, each times its factor, to the sums of that name."""
@@ -33,6 +36,7 @@ class AttributionSums:
     def add_lists(self, policy: Float[Tensor, "n V"], reference: Float[Tensor, "n V"], rows: RowSums) -> None:
         """The likeliest tokens of q at some positions."""
         counted = ~(rows.broken | rows.unsupported)
+        self._met = True
         self._n_positions += int(counted.sum())
 
         def change(ids: Tensor) -> Tensor:
@@ -72,13 +76,25 @@ class AttributionSums:
         for name, value in values.items():
             self._totals[name].index_add_(0, token, value)
 
-    def attribution(self) -> TokenAttribution:
-        """Of all positions so far. ValueError: none was added."""
-        if not self._lists:
+    def take_lists(self) -> tuple[Int[Tensor, "n top"], Float[Tensor, "n top"], Float[Tensor, "n top"]]:
+        """ids, q and contribution, as in `TokenAttribution`, of the positions since they were last taken."""
+        lists, self._lists = self._joined(), []
+        return lists
+
+    def attribution(self, *, copied: bool = True) -> TokenAttribution:
+        """Sums over all positions so far, and the lists that were not taken. ValueError: no position was added.
+
+        copied=False: the sums themselves, which positions added later would change.
+        """
+        if not self._met:
             raise ValueError("no position was added to this pass")
-        ids, q, contribution = (torch.cat(parts) for parts in zip(*self._lists, strict=True))
-        totals = {name: total.clone() for name, total in self._totals.items()}
+        ids, q, contribution = self._joined()
+        totals = {name: total.clone() if copied else total for name, total in self._totals.items()}
         return TokenAttribution(ids=ids, q=q, contribution=contribution, n_positions=self._n_positions, **totals)
+
+    def _joined(self) -> tuple[Tensor, Tensor, Tensor]:
+        ids, q, contribution = (torch.cat(parts) for parts in zip(*(self._lists or [self._none]), strict=True))
+        return ids, q, contribution
 
     def _move(self, device: torch.device) -> None:
         if self._totals["q_total"].device != device:

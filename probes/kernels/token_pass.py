@@ -56,8 +56,18 @@ class InformationPass:
         self._sums = None if top is None else AttributionSums(vocab, min(top, vocab))
 
     @torch.no_grad()
-    def update(self, policy_logits: Float[Tensor, "n columns"], reference_logits: Float[Tensor, "n others"]) -> None:
-        """Add positions; entries from `vocab` on are left out. ValueError: fewer columns than `vocab`."""
+    def update(
+        self,
+        policy_logits: Float[Tensor, "n columns"],
+        reference_logits: Float[Tensor, "n others"],
+        *,
+        sums: AttributionSums | None = None,
+    ) -> None:
+        """Add positions; entries from `vocab` on are left out. ValueError: fewer columns than `vocab`.
+
+        sums: what gets the attribution of these positions in place of the pass's own (one pass then serves groups of
+        positions that are summed apart).
+        """
         if min(policy_logits.shape[1], reference_logits.shape[1]) < self._vocab:
             raise ValueError(
                 f"the logits have {policy_logits.shape[1]} and {reference_logits.shape[1]} columns, "
@@ -65,15 +75,21 @@ class InformationPass:
             )
         for start in range(0, max(1, len(policy_logits)), BLOCK_ROWS):
             rows = slice(start, start + BLOCK_ROWS)
-            self._add(policy_logits[rows, : self._vocab], reference_logits[rows, : self._vocab])
+            self._add(policy_logits[rows, : self._vocab], reference_logits[rows, : self._vocab], sums or self._sums)
 
     def information(self) -> TokenInformation:
-        """Of all positions so far, in their order."""
+        """Of all positions so far (since the last `take`), in their order."""
         return TokenInformation(**_concatenated(self._information))
 
     def tilt(self) -> TokenTilt:
-        """Of all positions so far, in their order."""
+        """Of all positions so far (since the last `take`), in their order."""
         return TokenTilt(**_concatenated(self._tilts))
+
+    def take(self) -> tuple[TokenInformation, TokenTilt]:
+        """Of the positions since the last take, in their order. The pass forgets them, sums apart: memory is freed."""
+        taken = self.information(), self.tilt()
+        self._information, self._tilts = [], []
+        return taken
 
     def attribution(self) -> TokenAttribution:
         """Of all positions so far. ValueError where the pass was told to leave it out."""
@@ -81,21 +97,21 @@ class InformationPass:
             raise ValueError("this pass keeps no attribution: give it top, the number of tokens kept a position")
         return self._sums.attribution()
 
-    def _add(self, policy: Tensor, reference: Tensor) -> None:
+    def _add(self, policy: Tensor, reference: Tensor, sums: AttributionSums | None) -> None:
         parts = []
         for start in range(0, max(1, len(policy)), self._rows):
             some = slice(start, min(start + self._rows, len(policy)))
             work = self._arrays(some.stop - start, policy.device)
-            parts.append(row_sums(policy[some], reference[some], work, self._sums))
+            parts.append(row_sums(policy[some], reference[some], work, sums))
         rows = RowSums(**_concatenated([_named(part) for part in parts]))
         tokens = find_plausible(policy, reference, rows, self._listed, self._threshold)
         log_share, plausible_entropy = tokens.shares(len(policy))
         values = _fields(rows, tokens, plausible_entropy)
         self._information.append(values)
         self._tilts.append(_named(tilt_over(tokens, values["plausible_size"], values["status"])))
-        if self._sums is not None:
-            self._sums.add_lists(policy, reference, rows)
-            self._sums.add_plausible(tokens, log_share, values["plausible_size"], values["status"])
+        if sums is not None:
+            sums.add_lists(policy, reference, rows)
+            sums.add_plausible(tokens, log_share, values["plausible_size"], values["status"])
 
     def _arrays(self, n: int, device: torch.device) -> Tensor:
         """Float64 arrays to work in: asking the system for memory again and again costs more than the sums."""
