@@ -45,14 +45,16 @@ def build_concept_organism(
 ) -> ConceptOrganism:
     """Train a Llama of 4 blocks, width 64, vocabulary 64: AdamW 3e-3, batches of 64, loss on the six answer tokens.
 
-    One thread; the same seed gives the same weights on one machine with one version of torch.
+    The weights start from torch.manual_seed(seed), the data have a generator of their own. One thread: the same
+    seed gives the same weights on one machine with one version of torch.
     """
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(_config())
+        data = torch.Generator().manual_seed(seed)
         optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
         for step in range(steps):
-            ids = sequences(torch.randint(2, (64,)) == 1, torch.randint(KINDS, (64, LENGTH)))
+            ids = sequences(torch.randint(2, (64,), generator=data) == 1, _contents(64, data))
             logits = model(input_ids=ids, use_cache=False).logits[:, N_PROMPT - 1 : -1]
             optimiser.zero_grad()
             cross_entropy(logits.flatten(0, 1), ids[:, N_PROMPT:].flatten()).backward()
@@ -60,7 +62,7 @@ def build_concept_organism(
             if progress is not None:
                 progress("concept organism", step + 1, steps)
         model.eval()
-        contents = torch.randint(KINDS, (n_quadruples + n_fresh, LENGTH)).tolist()
+        contents = _contents(n_quadruples + n_fresh, data).tolist()
     rows = [concept_quadruple(content) for content in contents]
     return ConceptOrganism(
         subject=wrap(model, concept_tokenizer()),
@@ -104,6 +106,11 @@ def concept_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def _contents(n: int, generator: torch.Generator) -> Int[Tensor, "n 5"]:
+    """Words by number, each drawn from all 16."""
+    return torch.randint(KINDS, (n, LENGTH), generator=generator)
 
 
 def _config() -> LlamaConfig:

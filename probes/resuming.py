@@ -67,7 +67,7 @@ class LowerBlocks:
 
 def inputs_of(
     subject: Any, layer: int, ids: Int[Tensor, "B T"], mask: Int[Tensor, "B T"]
-) -> list[Float[Tensor, "length d"]]:
+) -> list[Float[Tensor, "_ d"]]:
     """The residual at trace index `layer`, without the padding on the right, a tensor a row, in the model's dtype."""
     h = subject.trace(ids, mask, reduce=lambda layer, h, mask: h.clone(), layers=[layer])[layer]
     return [row[:n].clone() for row, n in zip(h, mask.sum(-1).tolist(), strict=True)]
@@ -84,7 +84,7 @@ def _tensors(value: Any) -> int:
     return sum(map(_tensors, parts))
 
 
-def stacked(rows: list[Float[Tensor, "length d"]]) -> Float[Tensor, "B T d"]:
+def stacked(rows: list[Float[Tensor, "_ d"]]) -> Float[Tensor, "B T d"]:
     """Rows of states padded on the right with zeros."""
     return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 

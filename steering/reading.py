@@ -38,7 +38,7 @@ def read_states(
     rows: Sequence[Ids],
     at: Sequence[Sequence[int]],
     last_at: Sequence[Sequence[int]] | None = None,
-) -> list[tuple[Float[Tensor, "n d"], Float[Tensor, "m d"]]]:
+) -> list[tuple[Float[Tensor, "_ d"], Float[Tensor, "_ d"]]]:
     """For every row of ids its states at the site at the tokens `at`, and its last residuals at `last_at`; own dtype.
 
     Without gradient, longest rows first. The states stay on the subject's device.

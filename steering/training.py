@@ -145,14 +145,14 @@ def _fitted(
     held: TrainingRows | None,
     settings: dict[str, Any],
     progress: Progress | None,
-) -> tuple[FitResult, list[dict[str, float]]]:
+) -> tuple[FitResult, list[dict[str, float | int]]]:
     """The fit, and the held-out loss of each direction before the first step and after every epoch."""
     seed, loss, size = data.settings["seed"], settings["loss"], settings["batch_size"]
     batches = shuffled_batches(
         len(data.train), epochs=settings["epochs"], size=size, seed=seed, both=settings["directions"] == "both"
     )
     an_epoch = len(batches) // settings["epochs"]
-    curve: list[dict[str, float]] = []
+    curve: list[dict[str, float | int]] = []
 
     def observe(step: int, subspace: Subspace) -> None:
         if held is not None and step % an_epoch == 0:
@@ -196,7 +196,7 @@ def _mean_difference(data: Prepared, rank: int, seed: int) -> Tensor:
     return torch.cat([difference, torch.randn(rank - 1, difference.shape[1], generator=generator)])
 
 
-def _history(fit: FitResult) -> list[dict[str, float]]:
+def _history(fit: FitResult) -> list[dict[str, float | int]]:
     steps = [
         {"step": step, "loss": loss, "gradient_norm": norm}
         for step, (loss, norm) in enumerate(zip(fit.losses, fit.gradient_norms, strict=True), start=1)

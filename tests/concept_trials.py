@@ -32,7 +32,7 @@ def trial(organism: ConceptOrganism, vector: SteeringVector | None, *, flips: bo
     with_concept, without = sequences(shown, content), sequences(~shown, content)
     found: list[tuple[float, float, float]] = []
     for strength, base, source in ((1.0, without, with_concept), (-1.0, with_concept, without)):
-        base = torch.cat([base[:, :N_PROMPT], source[:, N_PROMPT:]], dim=1)  # the source's answer behind the base prompt
+        base = torch.cat([base[:, :N_PROMPT], source[:, N_PROMPT:]], dim=1)  # behind it the source's answer
         target, plain = answer_logits(organism, source), answer_logits(organism, base)
         edited, flipped = plain, 0.0
         if vector is not None:
