@@ -40,7 +40,7 @@ def fit_pca(
     pairs = training_states(data, "last")
     states = training_states(data, "all") if method == "pca_positive" else pairs
     direction = signed(first_component(_rows(states, method)), pairs)
-    return added(data, direction, states, method=method, norm=norm, settings={"method": method})
+    return added(data, direction, states, method="pca", norm=norm, settings={"method": method})
 
 
 def first_component(rows: Float[Tensor, "n d"]) -> Float[Tensor, "d"]:
