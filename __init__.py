@@ -41,6 +41,7 @@ _LAZY = {
     "Subject": ".probes.subject",
     "read_quadruples": ".steering.quadruples",
     "SteeringVector": ".steering.vector",
+    "train_cdas": ".steering.training",
 }
 _SUBPACKAGES = ("cli", "dashboards", "diagnose", "organisms", "probes", "steering")
 
@@ -74,6 +75,7 @@ __all__ = [
     "spinal_profiles",
     "spinal_series",
     "spinal_trace",
+    "train_cdas",
     "train_lens",
     "weight_spectrum",
     "wrap",
@@ -102,6 +104,7 @@ if TYPE_CHECKING:
     from .probes.subject import Subject
     from .probes.tuned_lens import TunedLens
     from .steering.quadruples import read_quadruples
+    from .steering.training import train_cdas
     from .steering.vector import SteeringVector
 
 

@@ -72,7 +72,7 @@ def parameter_squares(
 
         return keep
 
-    with _flowing_to(subject, weights), ExitStack() as stack:
+    with flowing_to(subject, weights), ExitStack() as stack:
         for number, block in enumerate(blocks):
             for parameter in block:
                 stack.callback(parameter.register_hook(summed(number)).remove)
@@ -97,7 +97,7 @@ def residual_squares(subject: "Subject", objective: Objective, *, vocab: int) ->
 
     mask = _batch(objective)[1]
     layers = range(subject.n_layers + 1)
-    with _flowing_to(subject, []), capturing(_blocks(subject), reduce=watch, attention_mask=mask, layers=layers):
+    with flowing_to(subject, []), capturing(_blocks(subject), reduce=watch, attention_mask=mask, layers=layers):
         _backward(subject, _weighted(subject, objective, vocab), start)
     return squares
 
@@ -113,7 +113,7 @@ def lens_squares(
     targets = torch.tensor(sequence.ids[sequence.start :])
     ids, mask = _batch([(sequence, 1.0)])
     squares = torch.zeros(len(blocks), dtype=torch.float64)
-    with _flowing_to(subject, [parameter for block in blocks for parameter in block]), ExitStack() as stack:
+    with flowing_to(subject, [parameter for block in blocks for parameter in block]), ExitStack() as stack:
         for module in _blocks(subject):
             stack.callback(module.register_forward_pre_hook(_detached, with_kwargs=True).remove)
         kept = stack.enter_context(
@@ -148,7 +148,7 @@ def _require_float(parameter: nn.Parameter, where: str) -> None:
 
 
 @contextmanager
-def _flowing_to(subject: "Subject", weights: Sequence[nn.Parameter]) -> Iterator[None]:
+def flowing_to(subject: "Subject", weights: Sequence[nn.Parameter]) -> Iterator[None]:
     """Inside, of all of the model's parameters `weights` alone require a gradient; afterwards all are as found."""
     model: Any = getattr(subject, "model")  # noqa: B009  the protocol does not promise one; _blocks has refused those
     found = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

@@ -191,6 +191,26 @@ class Encoder:
         kept = min(self._kept_prefix(ids), longest - 1)
         return ids[:kept] + ids[len(ids) - longest + kept :]
 
+    def encode_apart(self, prompt: Text, completion: Text, row: int) -> tuple[Ids, Ids]:
+        """The ids of a prompt (with its generation header) and of what follows it, each tokenised alone.
+
+        No boundary merges, so a completion gets the same ids behind every prompt. Its end as of the policy's `eos`.
+        Raises RowError where text or template cannot be used, InputError for double BOS and an id beyond the head.
+        """
+        rendered = self.renderer.render(prompt, completion, row)
+        full = rendered.full or ""
+        if not full.startswith(rendered.prompt):
+            raise RowError("template_refused", "the template writes the prompt otherwise where an answer follows")
+        before = self._ids(rendered.prompt, templated=rendered.templated, row=row)
+        after = self._ids(full[len(rendered.prompt) :], templated=True, row=row)  # nothing is added before it
+        if self.policy.eos == "none" and rendered.templated:
+            after = self._without_end(after, 0)
+        if not before:
+            raise RowError("no_context", "nothing stands before the first token: empty prompt, and no BOS is added")
+        if not after:
+            raise RowError("no_scored_token", "the completion has no token")
+        return before, self._with_end(after) if self._appends_end(rendered) else after
+
     def pieces(self, encoded: Encoded) -> str:
         """Where a boundary shifted, in words: the pieces of prompt and of prompt + completion from there on."""
         rendered = self.renderer.render(encoded.prompt, None, encoded.row)

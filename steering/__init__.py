@@ -21,6 +21,7 @@ _LAZY = {
     "SteeringVector": ".vector",
     "Subspace": ".subspace",
     "fit_interchange": ".cdas",
+    "train_cdas": ".training",
 }
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "SteeringVector",
     "Subspace",
     "fit_interchange",
+    "train_cdas",
 ]
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from .positions import Positions
     from .sets import SteeringSet
     from .subspace import Subspace
+    from .training import train_cdas
     from .vector import SteeringVector
 
 

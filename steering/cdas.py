@@ -6,6 +6,7 @@ The loop knows no model: states, masks and target logits are tensors, and `reado
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,8 +14,19 @@ from torch import Tensor
 
 from ..probes.shards import Progress
 from .interchange import InterchangeRows, Readout
-from .losses import CEILING_SHARE, require_loss, share_at_ceiling, token_weights
+from .losses import CEILING_SHARE, require_loss, share_at_ceiling
 from .subspace import Subspace
+
+
+@runtime_checkable
+class FitRows(Protocol):
+    """What the loop trains on: rows of tensors (InterchangeRows), or pairs of runs of a model (training_rows.py)."""
+
+    def __len__(self) -> int: ...
+
+    def token_losses(self, subspace: Subspace, rows: Tensor, loss: str) -> Tensor: ...  # [n], with gradient to S
+
+    def weights(self, rows: Tensor, reduction: str) -> Tensor: ...  # [n], sum 1: what each token counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,9 +119,47 @@ def fit_interchange(
         tokens=tokens,
     )
     require_loss(loss, reduction, has_tokens=tokens is not None)
+    return fit_rows(
+        data,
+        width=base.shape[-1],
+        device=base.device,
+        rank=rank,
+        loss=loss,
+        steps=steps,
+        lr=lr,
+        batch_size=batch_size,
+        seed=seed,
+        init=init,
+        grad_clip=grad_clip,
+        reduction=reduction,
+        batches=batches,
+        observe=observe,
+        progress=progress,
+    )
+
+
+def fit_rows(
+    data: FitRows,
+    *,
+    width: int,
+    device: torch.device,
+    rank: int,
+    loss: str,
+    steps: int,
+    lr: float | int,
+    batch_size: int,
+    seed: int,
+    init: Float[Tensor, "k2 d2"] | Float[Tensor, "d2"] | None = None,
+    grad_clip: float | int = 1.0,
+    reduction: str = "token",
+    batches: Sequence[Tensor] | None = None,
+    observe: Callable[[int, Subspace], None] | None = None,
+    progress: Progress | None = None,
+) -> FitResult:
+    """The loop of `fit_interchange`, over rows of any kind; width: d of the states. Arguments and errors as there."""
     _require_positive(steps=steps, lr=lr, batch_size=batch_size, grad_clip=grad_clip)
     generator = torch.Generator().manual_seed(seed)
-    weight = _start(init, rank, base.shape[-1], generator).basis.to(base.device).clone().requires_grad_(True)
+    weight = _start(init, rank, width, generator).basis.to(device).clone().requires_grad_(True)
     drawn = _drawn(len(data), batch_size, steps, generator) if batches is None else _checked(batches, steps, len(data))
     optimizer = torch.optim.AdamW([weight], lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
@@ -119,7 +169,7 @@ def fit_interchange(
     if observe is not None:
         observe(0, _frozen(weight))
     for step, rows in enumerate(drawn, start=1):
-        of_tokens, value, weight.grad = _loss_and_gradient(data, weight, rows.to(base.device), loss, reduction)
+        of_tokens, value, weight.grad = _loss_and_gradient(data, weight, rows.to(device), loss, reduction)
         each.append(of_tokens)
         losses.append(value)
         norms.append(float(torch.nn.utils.clip_grad_norm_([weight], float(grad_clip))))
@@ -146,12 +196,12 @@ def fit_interchange(
 
 
 def _loss_and_gradient(
-    data: InterchangeRows, weight: Float[Tensor, "k d"], rows: Int[Tensor, "B"], loss: str, reduction: str
+    data: FitRows, weight: Float[Tensor, "k d"], rows: Int[Tensor, "B"], loss: str, reduction: str
 ) -> tuple[Float[Tensor, "n"], float, Float[Tensor, "k d"]]:
     """Loss of each response token, their mean over the minibatch, and its gradient to S."""
     with torch.enable_grad():
         of_tokens = data.token_losses(Subspace.orthonormal(weight), rows, loss)  # refuses |S S^T - I| above 1e-5
-        value = (of_tokens * token_weights(data.response_mask[rows], reduction).to(of_tokens)).sum()
+        value = (of_tokens * data.weights(rows, reduction).to(of_tokens)).sum()
     (gradient,) = torch.autograd.grad(value, [weight])  # no parameter of the model gets one
     return of_tokens.detach(), value.item(), gradient
 

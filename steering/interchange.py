@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .edits import Interchange
-from .losses import token_losses
+from .losses import token_losses, token_weights
 from .subspace import Subspace
 
 Readout = Callable[[Tensor, Tensor], Tensor]  # (states[B, T, d], rows[B]) -> logits[B, R, V] of the response tokens
@@ -71,6 +71,10 @@ class InterchangeRows:
             raise ValueError(f"readout gave logits {tuple(logits.shape)}, expected {expected} [B, R, V]")
         tokens = None if self.tokens is None else self.tokens[rows][real]
         return token_losses(loss, logits[real], self.target_logits[rows][real], tokens)
+
+    def weights(self, rows: Int[Tensor, "B"], reduction: str) -> Float[Tensor, "n"]:
+        """What each of these rows' response tokens counts in the minibatch's mean; see losses.token_weights."""
+        return token_weights(self.response_mask[rows], reduction)
 
     def row_losses(
         self, subspace: Subspace | None, loss: str = "kl_source", *, batch_size: int = 64

@@ -154,8 +154,8 @@ class SteeringVector:
         )
 
     def notices(self) -> tuple[str, ...]:
-        """What a user should know before trusting it."""
-        return () if self.factors is None else self.factors.notices()
+        """What a user should know before trusting it: metadata["notices"], what its making left, and of the factors."""
+        return (*self.metadata.get("notices", ()), *(() if self.factors is None else self.factors.notices()))
 
     def save(self, path: PathLike) -> Path:
         """Write one safetensors file (the ending is added where it lacks); see steering/files.py. Returns its path."""

@@ -1,0 +1,177 @@
+"""What does the model say with coordinates of another run in its states? Pairs of runs of a real model, for the loop.
+
+A source run is read once: its state at the source token and its last residuals, from which the target logits are made
+again at every step. Base runs start behind their lowest edited block where the model allows it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..errors import InputError
+from ..probes.padding import padded
+from ..probes.resuming import LowerBlocks, inputs_of, stacked
+from ..probes.scored_rows import TokenSequence, batches
+from ..probes.subject import Site, Subject
+from .edits import Interchange
+from .encoded import RunPair
+from .losses import token_losses, token_weights
+from .positions import Positions
+from .preparing import edited_tokens
+from .reading import BATCH_TOKENS, read_states
+from .subspace import Subspace
+
+AGREE = 1e-5  # of the largest logit: resumed against whole forward passes
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class TrainingRows:
+    """Pairs of runs on a subject; a FitRows of cdas.py. Built by `training_rows`."""
+
+    subject: Subject
+    site: Site
+    positions: Positions
+    pairs: Sequence[RunPair]
+    source: Float[Tensor, "N d"]  # states at the source token, float32
+    targets: list[Tensor] | None  # last residuals of every source run; None: the run is read again each time
+    lower: LowerBlocks | None = None  # with `base`: the blocks that are left out
+    base: list[Tensor] = field(default_factory=list)  # what the base runs hand to the block behind them
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def token_losses(self, subspace: Subspace | None, rows: Int[Tensor, "B"], loss: str) -> Float[Tensor, "n"]:
+        """The loss of each response token of these rows, in order, nats; None: of the unedited base run.
+
+        The gradient reaches S alone.
+        """
+        chosen = rows.tolist()
+        real = self._mask(chosen)
+        logits = self.logits(subspace, chosen)[real.to(self.subject.device)]
+        with torch.no_grad():
+            target = self.subject.readout(torch.cat(self._targets(chosen)))
+        ids = [i for k in chosen for i in _response(self.pairs[k].base)]
+        return token_losses(loss, logits, target, torch.tensor(ids, device=logits.device))
+
+    def logits(self, subspace: Subspace | None, chosen: Sequence[int]) -> Float[Tensor, "B R V"]:
+        """What predicts the response tokens of these base runs, padded on the right; edited unless S is None."""
+        runs = [self.pairs[k].base for k in chosen]
+        ids, mask = padded([run.ids for run in runs], 0)
+        columns = torch.zeros(len(runs), max(run.n_scored for run in runs), dtype=torch.long)
+        for row, run in enumerate(runs):
+            columns[row, : run.n_scored] = torch.tensor(_predicting(run))
+        edits = {}
+        if subspace is not None:
+            where = replace(self.positions, prompt=tuple(run.start for run in runs))
+            source = self.source[torch.tensor(chosen, device=self.source.device)]
+            edits = {self.site: Interchange(subspace, source, where)}
+        with self.subject.editing(edits):
+            if self.lower is None:
+                return self.subject.logits(ids, mask, columns)
+            with self.lower.giving(stacked([self.base[k] for k in chosen])):
+                return self.subject.logits(ids, mask, columns)
+
+    def weights(self, rows: Int[Tensor, "B"], reduction: str) -> Float[Tensor, "n"]:
+        """What each response token counts: both directions half of the whole, within them as token_weights says."""
+        chosen = rows.tolist()
+        mask = self._mask(chosen)
+        elicit = torch.tensor([self.pairs[k].elicit for k in chosen])
+        owner = elicit.repeat_interleave(mask.sum(-1))
+        sides = [side for side in (True, False) if (elicit == side).any()]
+        found = torch.zeros(len(owner))
+        for side in sides:
+            found[owner == side] = token_weights(mask[elicit == side], reduction) / len(sides)
+        return found.to(rows.device)
+
+    def mean_losses(self, subspace: Subspace | None, loss: str, batch_size: int = 16) -> dict[str, float]:
+        """Mean loss a response token, nats, of each direction there is: "elicit", "suppress"; without gradient."""
+        sums: dict[str, list[float]] = {}
+        with torch.no_grad():
+            for name, wanted in (("elicit", True), ("suppress", False)):
+                rows = torch.tensor([k for k, pair in enumerate(self.pairs) if pair.elicit == wanted], dtype=torch.long)
+                for some in rows.split(batch_size) if len(rows) else ():
+                    sums.setdefault(name, []).extend(self.token_losses(subspace, some, loss).tolist())
+        return {name: sum(values) / len(values) for name, values in sums.items()}
+
+    def _mask(self, chosen: Sequence[int]) -> Bool[Tensor, "B R"]:
+        counts = torch.tensor([self.pairs[k].base.n_scored for k in chosen])
+        return torch.arange(int(counts.max())) < counts[:, None]
+
+    def _targets(self, chosen: Sequence[int]) -> list[Tensor]:
+        if self.targets is not None:
+            return [self.targets[k] for k in chosen]
+        return [residual for _, residual in _read_sources(self.subject, self.site, [self.pairs[k] for k in chosen])]
+
+
+def training_rows(
+    subject: Subject, site: Site, positions: Positions, pairs: Sequence[RunPair], *, cache_bytes: float | int
+) -> tuple[TrainingRows, list[str]]:
+    """The rows, and why something is not kept: more than cache_bytes, or a model that does not go on from its middle.
+
+    Raises InputError where a base run has no edited token.
+    """
+    for pair in pairs:
+        if not edited_tokens(positions, len(pair.base.ids), pair.base.start):
+            raise InputError(f"a base run of {len(pair.base.ids)} tokens has none that {positions} edits")
+    told: list[str] = []
+    width = subject.d_model * 4
+    of_targets = sum(pair.source.n_scored for pair in pairs) * width
+    of_base = sum(len(pair.base.ids) for pair in pairs) * width
+    read = _read_sources(subject, site, pairs)
+    rows = TrainingRows(
+        subject=subject,
+        site=site,
+        positions=positions,
+        pairs=pairs,
+        source=torch.cat([state for state, _ in read]).float(),
+        targets=[residual for _, residual in read] if of_targets <= cache_bytes else None,
+    )
+    if rows.targets is None:
+        told.append(f"source runs are read again at every step: {of_targets:.3g} bytes are above cache_bytes")
+    if of_targets + of_base > cache_bytes:
+        told.append(f"base runs are read from the start: {of_targets + of_base:.3g} bytes are above cache_bytes")
+    elif problem := _keep_base(rows):
+        told.append(f"base runs are read from the start: {problem}")
+    return rows, told
+
+
+def _keep_base(rows: TrainingRows) -> str | None:
+    """Have the rows start behind the blocks that no edit changes; or why not."""
+    count = rows.site.layer + (rows.site.component == "resid_post")
+    lower = LowerBlocks(rows.subject, count)
+    if lower.problem is not None:
+        return lower.problem
+    found: dict[int, Tensor] = {}
+    order = sorted(range(len(rows)), key=lambda k: -len(rows.pairs[k].base.ids))
+    for batch in batches([len(rows.pairs[k].base.ids) for k in order], BATCH_TOKENS):
+        ids, mask = padded([rows.pairs[k].base.ids for k in order[batch]], 0)
+        found |= dict(zip(order[batch], inputs_of(rows.subject, count, ids, mask), strict=True))
+    first = order[:: max(1, len(order) // 8)][:8]  # long and short ones
+    trial = Subspace(torch.randn(1, rows.subject.d_model, generator=torch.Generator().manual_seed(0)))
+    trial = Subspace.orthonormal(trial.basis.to(rows.source.device))
+    with torch.no_grad():
+        whole = rows.logits(trial, first)
+        rows.lower, rows.base = lower, [found[k] for k in range(len(rows))]
+        off = float((rows.logits(trial, first) - whole).abs().max() / whole.abs().max().clamp(min=1.0))
+    if off <= AGREE:
+        return None
+    rows.lower, rows.base = None, []
+    return f"going on from block {count} misses the logits by {off:.2g} of the largest (allowed: {AGREE:g})"
+
+
+def _read_sources(subject: Subject, site: Site, pairs: Sequence[RunPair]) -> list[tuple[Tensor, Tensor]]:
+    runs = [pair.source for pair in pairs]
+    at = [[pair.place] for pair in pairs]
+    return read_states(subject, site, [run.ids for run in runs], at, [_predicting(run) for run in runs])
+
+
+def _predicting(run: TokenSequence) -> list[int]:
+    """Places whose logits predict the response: one earlier than its tokens."""
+    return list(range(run.start - 1, len(run.ids) - 1))
+
+
+def _response(run: TokenSequence) -> tuple[int, ...]:
+    return run.ids[run.start :]
