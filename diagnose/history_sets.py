@@ -13,7 +13,7 @@ from ..probes.encoding import Encoder
 from ..probes.histories import SOURCES, History, pair_histories, sample_histories, usable_histories
 from ..probes.inputs import Invalid, PairFile, SampleFile, check_invalid, read_pairs, read_samples
 from ..probes.row_files import read_rows
-from ..probes.sample_rows import COMPLETION
+from ..probes.sample_rows import COMPLETION, require_full_draws
 from .manifest import data_facts
 
 Given = str | os.PathLike[str] | Iterable[Any] | PairFile | SampleFile
@@ -74,6 +74,8 @@ def history_input(
         raise InputError(f"source={source!r}: expected one of {', '.join(SOURCES)}")
     drawn = {"policy": policy_samples, "reference": reference_samples}
     responses = {name: _samples(file) for name, file in drawn.items() if file is not None}
+    for role, samples in responses.items():
+        require_full_draws(samples, role)
     pairs: PairFile | None = None
     ready: tuple[History, ...] = ()
     if isinstance(given, PairFile):

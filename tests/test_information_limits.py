@@ -135,3 +135,9 @@ def test_a_sequence_that_is_refused_says_why_on_the_report_itself(models):
     names = {field.name for field in dataclasses.fields(report.sequence)}
     assert "found" in names
     assert report.sequence.ess is not None
+
+
+def test_samples_that_say_they_were_cut_from_the_distribution_are_refused(models):
+    rows = [{"prompt": "one:", "completion": "x", "top_p": 0.9}]
+    with pytest.raises(InputError, match="top_p"):
+        information_report(*models, many(4), policy_samples=rows, **QUICK)
