@@ -112,8 +112,8 @@ def information_run(
             "policy": model_facts(subject),
             "reference": model_facts(other),
             **{
-                name: {"name": settings["via"][name.removeprefix("via ")], "hash": found}
-                for name, found in saves.items()
+                f"via {name}": {"name": os.fspath(path), "hash": saves[f"via {name}"]}
+                for name, path in (via or {}).items()
             },
         },
         data=data,
