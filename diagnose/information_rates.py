@@ -65,8 +65,8 @@ def prompt_means(positions: pd.DataFrame, measures: Sequence[str]) -> PromptMean
         frame=frame,
         n_tokens=len(positions),
         n_responses=len(by_response),
-        n_finite=finite.notna().sum().to_dict(),
-        n_infinite=infinite.sum().to_dict(),
+        n_finite={name: int(finite[name].notna().sum()) for name in measures},
+        n_infinite={name: int(infinite[name].sum()) for name in measures},
     )
 
 
