@@ -123,8 +123,8 @@ def shown(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
 
 
 def _largest(scores: Float[np.ndarray, "V"], top: int) -> list[int]:
-    """Ids by score, largest first, ties to the smaller id; those of positive score alone."""
-    known = np.flatnonzero(scores > 0)  # NaN is not
+    """Ids by score, largest first, ties to the smaller id; those of a positive, finite score alone."""
+    known = np.flatnonzero((scores > 0) & np.isfinite(scores))  # an excluded token's mean log-ratio is -inf
     return known[np.argsort(-scores[known], kind="stable")][:top].tolist()
 
 
