@@ -34,6 +34,7 @@ REASONS = {  # why rows were set aside, and what is said of rows that were kept
     "nonfinite_row": "the model's residual stream is not finite",
     "label_invalid": "the label is neither a nor b",
     "finished_invalid": "`finished` is neither true nor false",
+    "sampling_invalid": "say unreadably how they were drawn (temperature, top_p, top_k, min_p)",
     "votes_invalid": "the votes or the preference are no share of anything",
     "duplicate_pair": "the same pair stood there before",
     "not_in_reference": "the table of the reference's scores holds no such pair",
