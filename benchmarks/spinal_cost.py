@@ -40,11 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    rows = [
-        cost(options.data, options.prompts, options.rounds),
-        memory(options.data, options.threads),
-        weights(options.data),
-    ]
+    measured = (
+        lambda: cost(options.data, options.prompts, options.rounds),
+        lambda: weights(options.data),
+        lambda: memory(options.data, options.threads),
+    )
+    rows = []
+    for measure in measured:  # minutes each: told as they come
+        rows.append(measure())
+        print(f"{rows[-1].id} {rows[-1].ratio:.2f}  goal {rows[-1].goal} {rows[-1].met}  {rows[-1].note}", flush=True)
     print(table(rows))
 
 
