@@ -17,7 +17,6 @@ from ..probes.sample_rows import COMPLETION, require_full_draws
 from .manifest import data_facts
 
 Given = str | os.PathLike[str] | Iterable[Any] | PairFile | SampleFile
-MAX_SHIFTED = 0.05  # share of boundaries that may shift before the run stops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,14 +119,12 @@ def encoded_histories(
     if given.pairs is not None:
         found, preferences, aside, shifted = pair_histories(given.pairs, encoder)
         check_invalid(given.pairs, max_invalid, more=aside)
-        _require_boundaries(shifted, len(found) // 2, encoder, given.pairs.source, "pairs")
         histories += found
         invalid += [*given.pairs.invalid, *aside]
         counts |= {"pairs": len(found) // 2, "boundary_shift": shifted}
     for source, file in given.responses.items():
         found, aside, shifted = sample_histories(file, encoder, source)
         check_invalid(file, max_invalid, more=aside)
-        _require_boundaries(shifted, len(found), encoder, file.source, "responses")
         histories += found
         invalid += [*file.invalid, *aside]
         counts[f"{source}_responses"] = len(found)
@@ -163,13 +160,3 @@ def _are_responses(given: Any) -> bool:
     """Whether a file holds one completion a row; pairs have two."""
     columns = {*read_rows(given, what="pairs or responses").columns}
     return "prompt" in columns and bool(columns & {*COMPLETION}) and not columns & {"chosen", "rejected"}
-
-
-def _require_boundaries(shifted: int, n: int, encoder: Encoder, source: str, what: str) -> None:
-    if encoder.policy.boundary == "accept" or shifted <= MAX_SHIFTED * n:
-        return
-    raise InputError(
-        f"{source}: the prompt's last token merges with the response in {shifted} of {n} {what}, so that the first "
-        "position would be another one than the prompt's end. End the prompts at a token boundary, most simply a "
-        "newline, or pass boundary='accept' (--boundary accept), which reads the merged token with the response"
-    )

@@ -1,6 +1,5 @@
 """One save of a series: scored, traced, compared with the start and with the save before it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,16 +16,15 @@ from ..probes.policy import Named, is_adapter, load_policy_and_reference
 from ..probes.scoring import score_pairs
 from ..probes.shards import item_key
 from ..probes.vocabulary import same_ids
-from .information_audit import information_of, keep_information, kept_information
+from .information_audit import information_of
 from .information_floor import NoiseFloor
+from .kept_sections import keep_section, kept_section
 from .preference_sections import PreferenceSettings, ranking_sections, reward_sections
-from .report import Estimate, Section, SectionResult
-from .run_directory import write_atomically
+from .report import Estimate, SectionResult
 from .series_held_out import held_out_values
 from .series_steps import Save
 from .spinal import SpinalTrace, compare_spinal, spinal_trace
 from .spinal_distance import base_distance
-from .spinal_reading import TORN
 from .spinal_series import SeriesDistances, SpinalSeries, spinal_series
 from .spinal_series_noise import noise_sizes
 from .weights import weight_spectrum
@@ -35,7 +33,9 @@ if TYPE_CHECKING:
     from ..probes.subject import Subject
     from .audit import Progress
 
-WEIGHTS_VERSION = 1  # raise it when a change moves a number of the section: those kept before are then not used
+INFORMATION_VERSION = WEIGHTS_VERSION = (
+    1  # raise it when a change moves a number of that section: those kept before are then not used
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +174,8 @@ def information(
     reading = text | {"batch_tokens": what.batch_tokens, "max_invalid": what.max_invalid, "progress": progress}
     beta = what.preferences.training_beta if what.preferences.beta_given else None
     facts = {**text, "pairs": what.pairs.sha256, "beta": beta, "seed": what.seed}
-    kept = kept_information(file, subject, other, facts)
+    key = item_key(INFORMATION_VERSION, subject.fingerprint, other.fingerprint, facts)
+    kept = kept_section(file, key)
     if kept is not None:
         return kept
     report = information_of(
@@ -189,27 +190,14 @@ def information(
         floor=ladder.floor,
     )
     ladder.floor = report.noise_floor
-    return keep_information(file, subject, other, facts, report.section())
+    return keep_section(file, key, report.section())
 
 
 def weights(subject: "Subject", other: "Subject", folder: Path) -> SectionResult:
     """The section "weights" of a save against the start, without its tables; kept in the folder: spectra take long."""
     file = folder / "weights.json"
     key = item_key(WEIGHTS_VERSION, subject.fingerprint, other.fingerprint)
-    section = _kept(file, key)
-    if section is None:
-        section = weight_spectrum(subject, other).section().section
-        write_atomically(file, json.dumps({"key": key, "section": section.model_dump(mode="json")}))
-    return SectionResult(section=section)
-
-
-def _kept(file: Path, key: str) -> Section | None:
-    """The section that a run left there; None where there is none, a torn one, or one of other weights."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return Section.model_validate(found["section"]) if found["key"] == key else None
-    except TORN:
-        return None
+    return kept_section(file, key) or keep_section(file, key, weight_spectrum(subject, other).section())
 
 
 def trace(

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import InputError
 from .encoding import Encoder, TextPolicy
-from .generation import end_ids
+from .generation import stop_ids
 from .inputs import Invalid, Prompt, PromptFile, check_invalid, read_prompts
 from .shards import Progress
 
@@ -69,7 +69,7 @@ def draw_samples(
             found.update(zip(batch, drawn, strict=True))
             if progress is not None:
                 progress(f"drawing from {subject.name}", len(found), len(wanted))
-    ends = end_ids(subject)  # type: ignore[arg-type]  # a carrier with generate_ids, asked above
+    ends = stop_ids(subject)  # type: ignore[arg-type]  # a carrier with generate_ids, asked above
     return [_row(subject, number, prompt, found[number], ends) for number, (prompt, _) in enumerate(wanted)]
 
 

@@ -36,7 +36,7 @@ def generated_ids(
     from transformers import GenerationConfig
 
     model, tokenizer = subject.model, subject.tokenizer
-    own, ends = model.generation_config, end_ids(subject)
+    own, ends = model.generation_config, stop_ids(subject)
     pad = tokenizer.pad_token_id
     if pad is None:
         pad = ends[0] if ends else None
@@ -57,8 +57,8 @@ def generated_ids(
     return found
 
 
-def end_ids(subject: "HuggingFaceSubject") -> list[int]:
-    """Ids that end a text: those of the checkpoint's generation settings, else the tokenizer's own."""
+def stop_ids(subject: "HuggingFaceSubject") -> list[int]:
+    """Ids at which `generate` stops: those of the checkpoint's generation settings, else the tokenizer's own."""
     own = subject.model.generation_config
     ends = own.eos_token_id if own is not None and own.eos_token_id is not None else subject.tokenizer.eos_token_id
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from .encoding import EncodedSample, Encoder, Ids, prompt_hash
 from .inputs import PairFile, SampleFile
 from .pair_rows import Invalid
+from .scored_models import require_boundaries
 from .scored_rows import TokenSequence
 from .scoring import encode_pairs, preference_and_votes, prompt_ids
 
@@ -42,8 +43,12 @@ class History:
 
 
 def pair_histories(file: PairFile, encoder: Encoder) -> tuple[list[History], list[float], list[Invalid], int]:
-    """Chosen and rejected of every pair in turn, P(chosen preferred) of each, those set aside, shifted boundaries."""
+    """Chosen and rejected of every pair in turn, P(chosen preferred) of each, those set aside, shifted boundaries.
+
+    Raises InputError where over 5 % of the boundaries shift, unless the text policy accepts them.
+    """
     encoded, invalid, _ = encode_pairs(file, encoder)
+    require_boundaries(encoded, encoder, file.source)
     histories = [
         History(
             prompt_id=prompt_id,
@@ -60,9 +65,10 @@ def pair_histories(file: PairFile, encoder: Encoder) -> tuple[list[History], lis
 
 
 def sample_histories(file: SampleFile, encoder: Encoder, source: str) -> tuple[list[History], list[Invalid], int]:
-    """Every sample under its source, the rows set aside, and at how many the boundary shifted."""
+    """Every sample under its source, those set aside, shifted boundaries; errors as of `pair_histories`."""
     every = [encoder.encode_sample(sample) for sample in file]
     encoded = [sample for sample in every if isinstance(sample, EncodedSample)]
+    require_boundaries(encoded, encoder, file.source, what="responses")
     histories = [
         History(
             prompt_id=sample.sample.prompt_id or prompt_hash(sample),

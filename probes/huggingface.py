@@ -190,7 +190,8 @@ class HuggingFaceSubject:
         """Logits after the last of `input_ids`, which end rows of `length` tokens; `past` is the cache of those before.
 
         past: None for whole rows. Returned beside the logits it holds the new tokens too, and is the object that came
-        in. Without padding and gradients; whether the logits are those of `logits` is for the caller to try.
+        in; None where the model keeps none. Without padding and gradients; whether the logits are those of `logits` is
+        for the caller to try.
         """
         ids, _ = self._checked(input_ids, torch.ones_like(input_ids))
         arguments: dict[str, Any] = {"input_ids": ids, "past_key_values": past}
@@ -199,7 +200,7 @@ class HuggingFaceSubject:
         arguments["attention_mask"] = torch.ones(len(ids), length, dtype=torch.long, device=ids.device)
         with torch.no_grad(), self._measuring(), _head_input(self.anatomy.head, lambda h: h[:, -1:]):
             made = self.model(**arguments, use_cache=True)
-        return at_least_float32(made.logits[:, -1]), made.past_key_values
+        return at_least_float32(made.logits[:, -1]), getattr(made, "past_key_values", None)
 
     def editing(self, edits: Mapping[Site, Edit]) -> AbstractContextManager[None]:
         """Inside, hidden states are changed at the sites given; contexts nest, the inner acts on the outer's result.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CLOSE = 1e-3  # logits: what reading through the cache may move
 CACHED_TOKENS = 32_768  # rows x tokens of a cache; more are read without one
-_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
+_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError)  # what models raise on a cache they do not know
 
 
 class NextTokens:
@@ -81,6 +81,8 @@ class NextTokens:
             self._past.reorder_cache(torch.tensor(rows, device=self.subject.device))
             new = torch.from_numpy(histories[:, -1:])
         logits, self._past = model.continued(new, self._past, len(self.prompt) + histories.shape[1])
+        if not hasattr(self._past, "reorder_cache"):  # `cache_problem` tells it
+            raise TypeError(f"{type(self._past).__name__} cannot be reordered")
         self._places = {row.tobytes(): i for i, row in enumerate(histories)}
         return logits[:, : self.vocab]
 
