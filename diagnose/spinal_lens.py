@@ -57,6 +57,7 @@ def lens_steps(subject: "Subject", rows: Rows, *, vocab: int, temperature: float
                 temperature=temperature,
                 vocab=vocab,
                 pairs=pairs,
+                divergences=False,
             )
             assert lens.pair_angle is not None  # asked for, if only for none
             angle, entropy, more = lens.angle, lens.entropy, lens.pair_angle
@@ -120,6 +121,7 @@ def _kernel_distance(a: "Head", b: "Head", rows_a: Tensor, rows_b: Tensor, vocab
         scale_b=b.scale,
         temperature=temperature,
         vocab=vocab,
+        divergences=False,
     ).angle
 
 

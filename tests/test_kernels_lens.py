@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from alignscope.probes.kernels import LensTransport, lens_distance, lens_transport
+from alignscope.probes.kernels import LensTransport, eager, lens_distance, lens_transport
 
 PI = math.pi
 
@@ -505,3 +505,20 @@ def test_no_pair_asked_for_gives_an_empty_table_and_a_broken_row_reaches_its_own
 def test_a_pair_outside_the_layers_is_refused():
     with pytest.raises(ValueError, match=r"pair \(0, 4\): layers 0 to 3"):
         lens_transport(torch.randn(4, 3, 8), torch.randn(20, 8), pairs=[(0, 4)])
+
+
+def test_without_divergences_all_else_is_the_same_and_nothing_is_read_twice(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 5, 8, generator=generator)
+    hidden[1:] = hidden[:1] + 1e-3 * torch.randn(2, 5, 8, generator=generator) ** 5  # small, skewed KLs
+    head = torch.randn(40, 8, generator=generator)
+    whole = lens_transport(hidden, head, pairs=[(0, 2)])
+    both = lens_distance(hidden[0], head, hidden[1], head)
+    monkeypatch.setattr(eager, "_read_again", lambda *_: pytest.fail("small KLs are read again"))
+    bare = lens_transport(hidden, head, pairs=[(0, 2)], divergences=False)
+    for name in ("angle", "entropy", "log_normalizer", "overlap", "pair_angle"):
+        assert torch.equal(getattr(bare, name), getattr(whole, name))
+    assert (bare.kl_to_next, bare.kl_from_next) == (None, None)
+    apart = lens_distance(hidden[0], head, hidden[1], head, divergences=False)
+    assert torch.equal(apart.angle, both.angle)
+    assert (apart.kl_ab, apart.kl_ba) == (None, None)

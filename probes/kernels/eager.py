@@ -164,8 +164,12 @@ def read(
     token_block: int,
     vocab_tile: int | None,
     targets: Int[Tensor, "N"] | None = None,
+    divergences: bool = True,
 ) -> tuple[LensReading, Float[Tensor, "S N"] | None]:
-    """All streams of all readouts, one after the other, compared by `pairs`; and the logits z of the targets."""
+    """All streams of all readouts, one after the other, compared by `pairs`; and the logits z of the targets.
+
+    divergences False: small, skewed KLs are not read again, and no KL of the reading is to be used.
+    """
     n_tokens = readouts[0].hidden.shape[1]
     target_logits = None
     if targets is not None:
@@ -176,7 +180,7 @@ def read(
         for start in range(0, max(n_tokens, 1), token_block):  # one empty block where there is no token
             block = slice(start, min(start + token_block, n_tokens))
             part = _read_block(readouts, pairs, block, vocab, vocab_tile, targets, target_logits)
-            parts.append(_read_again(readouts, pairs, block, vocab, part))
+            parts.append(_read_again(readouts, pairs, block, vocab, part) if divergences else part)
     fields = LensReading.__dataclass_fields__
     return LensReading(**{name: torch.cat([getattr(p, name) for p in parts], dim=-1) for name in fields}), target_logits
 

@@ -24,8 +24,8 @@ class LensTransport:
     angle: Float[Tensor, "L_minus_1 N"]  # 2 arccos sum sqrt(p q): Fisher-Rao distance, radians in [0, pi]
     entropy: Float[Tensor, "L N"]  # nats, in [0, log vocab]
     log_normalizer: Float[Tensor, "L N"]  # log sum exp of the logits, nats
-    kl_to_next: Float[Tensor, "L_minus_1 N"]  # KL(p_l : p_l+1), nats
-    kl_from_next: Float[Tensor, "L_minus_1 N"]  # KL(p_l+1 : p_l), nats
+    kl_to_next: Float[Tensor, "L_minus_1 N"] | None  # KL(p_l : p_l+1), nats; None with divergences=False
+    kl_from_next: Float[Tensor, "L_minus_1 N"] | None  # KL(p_l+1 : p_l), nats
     target_log_prob: Float[Tensor, "L N"] | None  # nats; NaN where the target is -1; None without targets
     overlap: Float[Tensor, "L_minus_1 N"]  # Bhattacharyya coefficient sum sqrt(p q) in [0, 1]: a check, cos(angle/2)
     pair_angle: Float[Tensor, "P N"] | None  # angles of the layer pairs that were asked for, radians; None without
@@ -39,8 +39,8 @@ class LensDistance:
     """Two read-outs of the same places compared; float64. Shapes: the leading shape of the hidden states."""
 
     angle: Float[Tensor, "*batch"]  # radians in [0, pi]
-    kl_ab: Float[Tensor, "*batch"]  # KL(p_a : p_b), nats
-    kl_ba: Float[Tensor, "*batch"]  # KL(p_b : p_a), nats
+    kl_ab: Float[Tensor, "*batch"] | None  # KL(p_a : p_b), nats; None with divergences=False
+    kl_ba: Float[Tensor, "*batch"] | None  # KL(p_b : p_a), nats
     entropy_a: Float[Tensor, "*batch"]  # nats
     entropy_b: Float[Tensor, "*batch"]
     n_nonfinite: int  # rows of either side with a NaN or infinite logit
@@ -59,6 +59,7 @@ def lens_transport(
     targets: Int[Tensor, "tokens"] | None = None,
     vocab: int | None = None,
     pairs: Sequence[tuple[int, int]] | None = None,
+    divergences: bool = True,
     backend: str = "auto",
     token_block: int = 64,
     vocab_tile: int | None = None,
@@ -71,6 +72,7 @@ def lens_transport(
     Half-precision inputs are upcast a tile at a time; logits are float32 (float64 where an input is). `targets` are
     token ids, -1 for none. `vocab_tile` None: tiles of 8 MB, so that memory does not grow with L, N or V.
     pairs: more layers to compare, (i, j) of 0..L-1; their angles come as `pair_angle`, steps are not computed twice.
+    divergences: False leaves the KLs out, of which the small ones are read a second time; all else is the same.
 
     ValueError: shapes that do not fit, L < 2, a pair outside the layers, vocab outside [2, V], softcap or
     temperature <= 0, a target outside [-1, vocab), an unknown backend. N = 0 gives empty tensors.
@@ -95,15 +97,16 @@ def lens_transport(
     asked = [_layer_pair(pair, n_layers) for pair in pairs or ()]
     place = {pair: i for i, pair in enumerate(dict.fromkeys([*steps, *(pair for pair in asked if pair[0] != pair[1])]))}
     reading, target_logits = read(
-        [readout], list(place), vocab=vocab, token_block=token_block, vocab_tile=vocab_tile, targets=targets
-    )
+        [readout], list(place), vocab=vocab, token_block=token_block, vocab_tile=vocab_tile, targets=targets,
+        divergences=divergences,
+    )  # fmt: skip
     n_steps = len(steps)
     return LensTransport(
         angle=reading.angle[:n_steps],
         entropy=reading.entropy,
         log_normalizer=reading.log_normalizer,
-        kl_to_next=reading.kl_forward[:n_steps],
-        kl_from_next=reading.kl_backward[:n_steps],
+        kl_to_next=reading.kl_forward[:n_steps] if divergences else None,
+        kl_from_next=reading.kl_backward[:n_steps] if divergences else None,
         target_log_prob=None if target_logits is None else target_logits - reading.log_normalizer,
         overlap=reading.overlap[:n_steps],
         pair_angle=None if pairs is None else _asked_angles(reading, asked, place),
@@ -127,6 +130,7 @@ def lens_distance(
     scale_b: float | int = 1.0,
     temperature: float | int = 1.0,
     vocab: int | None = None,
+    divergences: bool = True,
     backend: str = "auto",
     token_block: int = 64,
     vocab_tile: int | None = None,
@@ -157,11 +161,13 @@ def lens_distance(
     if n_layers == 0:
         raise ValueError(f"hidden has no layer: {tuple(hidden_a.shape)}")
     pairs = [(layer, n_layers + layer) for layer in range(n_layers)]
-    reading, _ = read([a, b], pairs, vocab=vocab, token_block=token_block, vocab_tile=vocab_tile)
+    reading, _ = read(
+        [a, b], pairs, vocab=vocab, token_block=token_block, vocab_tile=vocab_tile, divergences=divergences
+    )
     return LensDistance(
         angle=reading.angle.reshape(leading),
-        kl_ab=reading.kl_forward.reshape(leading),
-        kl_ba=reading.kl_backward.reshape(leading),
+        kl_ab=reading.kl_forward.reshape(leading) if divergences else None,
+        kl_ba=reading.kl_backward.reshape(leading) if divergences else None,
         entropy_a=reading.entropy[:n_layers].reshape(leading),
         entropy_b=reading.entropy[n_layers:].reshape(leading),
         n_nonfinite=int(reading.log_normalizer.isnan().sum()),
