@@ -133,4 +133,4 @@ def places_at_once(streams: int, vocab: int) -> int:
 def _compare(logits: Float[Tensor, "streams places vocab"], pairs: Pairs) -> LensReading:
     logits = logits.float().contiguous()
     with exact_products(logits.device):
-        return finish(tile_state(logits.clone(), pairs), pairs)  # tile_state writes over its input
+        return finish(tile_state(logits.clone(), pairs, False), pairs)  # tile_state writes over its input

@@ -185,7 +185,7 @@ def test_the_arithmetic_limit_counts_padding_prompts_and_head():
 
 def test_quick_rows_come_out_complete():
     measured = [row for part in (kernels, pairs, information) for row in part.rows(rounds=1, threads=1, quick=True)]
-    expected = ["C1", "C2", "C3", "C4", "C7", "C7", *["C11"] * 10, "C12", "I1", "I1", "I2"]
+    expected = ["C1", "C1", "C2", "C3", "C4", "C7", "C7", *["C11"] * 10, "C12", "I1", "I1", "I2"]
     assert [made.id for made in measured] == expected
     for made in measured:
         assert 0 < made.low <= made.ratio <= made.high < float("inf")

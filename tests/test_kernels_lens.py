@@ -1,6 +1,7 @@
 """The lens kernels: closed forms, then what must not change them, then a float64 oracle that holds everything."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,9 +11,24 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from alignscope.probes.kernels import LensTransport, eager, lens_distance, lens_transport
+from alignscope.probes.kernels import LensTransport, backends, lens, lens_distance, lens_transport, tiled_reading
 
 PI = math.pi
+
+
+@pytest.fixture(scope="module", autouse=True, params=["numba", "eager"])
+def float32_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test holds for both: what `auto` takes for float32."""
+    if request.param == "numba":
+        pytest.importorskip("numba")
+
+    def chosen(name: str, dtype: torch.dtype, device: torch.device) -> str:
+        ours = name == "auto" and dtype == torch.float32
+        return request.param if ours else backends.chosen(name, dtype, device)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lens, "chosen", chosen)
+        yield request.param
 
 
 def transport_of(*logits: Tensor, **options) -> LensTransport:
@@ -416,7 +432,7 @@ def test_no_tokens_give_empty_tensors():
         ({"targets": torch.tensor([0, 10, 1])}, r"target 10 of token 1 is outside \[-1, 10\)"),
         ({"targets": torch.tensor([0, 1, 9]), "vocab": 9}, "target 9 of token 2"),
         ({"targets": torch.tensor([0, 1])}, r"\[3\], got \(2,\)"),
-        ({"backend": "triton"}, "'triton' is not available: this version has 'eager'"),
+        ({"backend": "triton"}, "'triton' is not available: this version has auto, eager, numba"),
         ({"backend": "fast"}, "'fast' is not available"),
         ({"token_block": 0}, "token_block"),
     ],
@@ -514,7 +530,7 @@ def test_without_divergences_all_else_is_the_same_and_nothing_is_read_twice(monk
     head = torch.randn(40, 8, generator=generator)
     whole = lens_transport(hidden, head, pairs=[(0, 2)])
     both = lens_distance(hidden[0], head, hidden[1], head)
-    monkeypatch.setattr(eager, "_read_again", lambda *_: pytest.fail("small KLs are read again"))
+    monkeypatch.setattr(tiled_reading, "_read_again", lambda *_: pytest.fail("small KLs are read again"))
     bare = lens_transport(hidden, head, pairs=[(0, 2)], divergences=False)
     for name in ("angle", "entropy", "log_normalizer", "overlap", "pair_angle"):
         assert torch.equal(getattr(bare, name), getattr(whole, name))

@@ -1,24 +1,18 @@
-"""The torch backend of the lens kernels: tiles of tokens x vocabulary, one matrix product for all layers of a tile.
-
-Held at any time: the logits of one tile (about `TILE_BYTES`) and eight slices of one stream. Never streams x tokens x
-vocabulary, so that the memory does not grow with layers, tokens or vocabulary.
-"""
+"""The torch backend of the lens kernels: logits of a tile, and the sums over them. Holds eight slices of one stream."""
 
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from .lens_state import LensReading, LensState, Pairs, finish, merge
+from .lens_state import LensState, Pairs
 
 SLOTS = 3  # streams whose exponentials are held at a time
-TILE_BYTES = 8 * 2**20  # logits of one tile; with scratch about 12 MB
-READ_AGAIN_ROWS = 64  # pairs of rows whose small KL is read again in float64, at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +92,14 @@ def exact_products(device: torch.device) -> Iterator[None]:
             matmul.fp32_precision = before
 
 
-def tile_state(logits: Float[Tensor, "S n v"], pairs: Pairs) -> LensState:
-    """The state of one tile. Overwrites `logits`. Works a stream at a time, so that its slices stay in the cache."""
+def tile_state(logits: Float[Tensor, "S n v"], pairs: Pairs, divergences: bool) -> LensState:
+    """The state of one tile. Overwrites `logits`. Works a stream at a time, so that its slices stay in the cache.
+
+    divergences False: no moments of the backward KL; those of the forward KL are what small angles come from.
+    """
     n_streams, n, _ = logits.shape
     stream = logits.new_empty(3, n_streams, n)  # peak, mass, energy
-    between = logits.new_empty(8, len(pairs), n)  # overlap, residual, forward 1..3, backward 1..3
+    between = logits.new_empty(8 if divergences else 5, len(pairs), n)  # overlap, residual, forward 1..3, backward 1..3
     p, s = logits.new_empty(SLOTS, *logits.shape[1:]), logits.new_empty(SLOTS, *logits.shape[1:])
     difference, scratch = torch.empty_like(logits[0]), torch.empty_like(logits[0])
     held: list[int] = []  # streams whose s = exp((z - peak)/2) and p = s^2 a slot holds, the least recently used first
@@ -136,7 +133,7 @@ def tile_state(logits: Float[Tensor, "S n v"], pairs: Pairs) -> LensState:
         torch.addcmul(s[b], s[a], ratio[:, None], value=-1, out=scratch)
         torch.sum(scratch.square_(), -1, out=between[1, row])
         torch.sub(logits[j], logits[i], out=difference)  # x = z_j - z_i - pilot with pilot = peak_j - peak_i
-        for offset, weight in ((2, p[a]), (5, p[b])):
+        for offset, weight in ((2, p[a]), (5, p[b]))[: 2 if divergences else 1]:
             torch.mul(weight, difference, out=scratch)
             torch.sum(scratch, -1, out=between[offset, row])
             torch.sum(scratch.mul_(difference), -1, out=between[offset + 1, row])
@@ -152,120 +149,5 @@ def tile_state(logits: Float[Tensor, "S n v"], pairs: Pairs) -> LensState:
         residual=sums[1],
         pilot=peak[[j for _, j in pairs]] - peak[[i for i, _ in pairs]],
         forward=sums[2:5],
-        backward=sums[5:8],
+        backward=sums[5:8] if divergences else None,
     )
-
-
-def read(
-    readouts: list[Readout],
-    pairs: Pairs,
-    *,
-    vocab: int,
-    token_block: int,
-    vocab_tile: int | None,
-    targets: Int[Tensor, "N"] | None = None,
-    divergences: bool = True,
-) -> tuple[LensReading, Float[Tensor, "S N"] | None]:
-    """All streams of all readouts, one after the other, compared by `pairs`; and the logits z of the targets.
-
-    divergences False: small, skewed KLs are not read again, and no KL of the reading is to be used.
-    """
-    n_tokens = readouts[0].hidden.shape[1]
-    target_logits = None
-    if targets is not None:
-        n_streams = sum(len(readout.hidden) for readout in readouts)
-        target_logits = torch.full((n_streams, n_tokens), torch.nan, dtype=torch.float64, device=targets.device)
-    parts = []
-    with torch.no_grad(), exact_products(readouts[0].hidden.device):
-        for start in range(0, max(n_tokens, 1), token_block):  # one empty block where there is no token
-            block = slice(start, min(start + token_block, n_tokens))
-            part = _read_block(readouts, pairs, block, vocab, vocab_tile, targets, target_logits)
-            parts.append(_read_again(readouts, pairs, block, vocab, part) if divergences else part)
-    fields = LensReading.__dataclass_fields__
-    return LensReading(**{name: torch.cat([getattr(p, name) for p in parts], dim=-1) for name in fields}), target_logits
-
-
-def _read_block(
-    readouts: list[Readout],
-    pairs: Pairs,
-    block: slice,
-    vocab: int,
-    vocab_tile: int | None,
-    targets: Tensor | None,
-    target_logits: Tensor | None,
-) -> LensReading:
-    """One block of tokens through the whole vocabulary."""
-    dtype = readouts[0].dtype
-    for readout in readouts:
-        dtype = torch.promote_types(dtype, readout.dtype)
-    rows = [readout.rows(readout.hidden[:, block].flatten(0, 1), dtype) for readout in readouts]
-    n_layers = [len(readout.hidden) for readout in readouts]
-    n = block.stop - block.start
-    tile = vocab_tile or _tile_columns(sum(n_layers) * n, dtype)
-
-    state = None
-    buffer = rows[0].new_empty(sum(n_layers) * n * min(tile, vocab))
-    for start in range(0, vocab, tile):
-        stop = min(start + tile, vocab)
-        logits = buffer[: sum(n_layers) * n * (stop - start)].view(sum(n_layers), n, stop - start)
-        first = 0
-        for readout, hidden, layers in zip(readouts, rows, n_layers, strict=True):
-            readout.write(hidden, start, stop, logits[first : first + layers].view(-1, stop - start))
-            first += layers
-        if targets is not None and target_logits is not None:
-            column = targets[block] - start
-            inside = ((column >= 0) & (column < stop - start)).nonzero()[:, 0]
-            target_logits[:, block][:, inside] = logits[:, inside, column[inside]].double()
-        fresh = tile_state(logits, pairs)
-        state = fresh if state is None else merge(state, fresh, pairs)
-    assert state is not None  # vocab >= 2, so there is a tile
-    return finish(state, pairs)
-
-
-def _tile_columns(rows: int, dtype: torch.dtype) -> int:
-    """As many columns as `TILE_BYTES` holds, a multiple of 64."""
-    return max(64, TILE_BYTES // (max(rows, 1) * dtype.itemsize) // 64 * 64)
-
-
-def _read_again(readouts: list[Readout], pairs: Pairs, block: slice, vocab: int, part: LensReading) -> LensReading:
-    """Small, skewed KLs once more, with float64 sums over the float32 logits: their difference form has no floor."""
-    found = part.uncertain.nonzero()
-    if not len(found):
-        return part
-    forward, backward = part.kl_forward.clone(), part.kl_backward.clone()
-    places = [(readout, layer) for readout in readouts for layer in range(len(readout.hidden))]
-    for row, (i, j) in enumerate(pairs):
-        tokens = found[found[:, 0] == row, 1]
-        for some in tokens.split(READ_AGAIN_ROWS):
-            sides = [readout.hidden[layer, block][some] for readout, layer in (places[i], places[j])]
-            forward[row, some], backward[row, some] = _exact_divergences(
-                places[i][0], places[j][0], sides[0], sides[1], vocab
-            )
-    return replace(part, kl_forward=forward, kl_backward=backward)
-
-
-def _exact_divergences(
-    left: Readout, right: Readout, left_hidden: Tensor, right_hidden: Tensor, vocab: int
-) -> tuple[Tensor, Tensor]:
-    """KL(left : right) and KL(right : left), nats, [n]; two passes over the vocabulary, sums in float64."""
-    dtype = torch.promote_types(left.dtype, right.dtype)
-    sides = [(left, left.rows(left_hidden, dtype)), (right, right.rows(right_hidden, dtype))]
-    n = len(left_hidden)
-    tile = _tile_columns(2 * n, torch.float64)
-    tiles = [(start, min(start + tile, vocab)) for start in range(0, vocab, tile)]
-
-    def logits(start: int, stop: int) -> Tensor:
-        out = sides[0][1].new_empty(2, n, stop - start)
-        for k, (readout, rows) in enumerate(sides):
-            readout.write(rows, start, stop, out[k])
-        return out.double()
-
-    normalizer = torch.stack([logits(*bounds).logsumexp(-1) for bounds in tiles]).logsumexp(0)  # [2, n]
-    forward, backward = (torch.zeros(n, dtype=torch.float64, device=left_hidden.device) for _ in range(2))
-    for bounds in tiles:
-        log_p, log_q = logits(*bounds) - normalizer[:, :, None]
-        # p (e^x - 1 - x) with x = log q - log p sums to KL(p : q), because p e^x = q sums to 1; no term is negative
-        x = log_q - log_p
-        forward += (log_q.exp() - log_p.exp() * (1 + x)).sum(-1)
-        backward += (log_p.exp() - log_q.exp() * (1 - x)).sum(-1)
-    return forward, backward

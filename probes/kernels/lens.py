@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .eager import checked_readout, read
+from .backends import chosen, tiles
+from .eager import checked_readout
 from .lens_state import LensReading
+from .tiled_reading import read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,7 @@ def lens_transport(
     token ids, -1 for none. `vocab_tile` None: tiles of 8 MB, so that memory does not grow with L, N or V.
     pairs: more layers to compare, (i, j) of 0..L-1; their angles come as `pair_angle`, steps are not computed twice.
     divergences: False leaves the KLs out, of which the small ones are read a second time; all else is the same.
+    backend: "eager" (torch), "numba" (compiled sums, the same to 1e-6: float32 on the CPU, alignscope[numba]), "auto".
 
     ValueError: shapes that do not fit, L < 2, a pair outside the layers, vocab outside [2, V], softcap or
     temperature <= 0, a target outside [-1, vocab), an unknown backend. N = 0 gives empty tensors.
@@ -84,7 +87,7 @@ def lens_transport(
     readout = checked_readout("", hidden, head, bias, softcap, scale, temperature)
     vocab = _vocab(vocab, len(head))
     _check_tiles(token_block, vocab_tile)
-    backend = _backend(backend)
+    backend = chosen(backend, readout.dtype, hidden.device)
     if targets is not None:
         if targets.shape != (n_tokens,):
             raise ValueError(f"targets is one id a token, [{n_tokens}], got {tuple(targets.shape)}")
@@ -96,17 +99,24 @@ def lens_transport(
     steps = [(layer, layer + 1) for layer in range(n_layers - 1)]
     asked = [_layer_pair(pair, n_layers) for pair in pairs or ()]
     place = {pair: i for i, pair in enumerate(dict.fromkeys([*steps, *(pair for pair in asked if pair[0] != pair[1])]))}
-    reading, target_logits = read(
-        [readout], list(place), vocab=vocab, token_block=token_block, vocab_tile=vocab_tile, targets=targets,
-        divergences=divergences,
-    )  # fmt: skip
+    with tiles(backend) as tile_state:
+        reading, target_logits = read(
+            [readout],
+            list(place),
+            tile_state=tile_state,
+            vocab=vocab,
+            token_block=token_block,
+            vocab_tile=vocab_tile,
+            targets=targets,
+            divergences=divergences,
+        )
     n_steps = len(steps)
     return LensTransport(
         angle=reading.angle[:n_steps],
         entropy=reading.entropy,
         log_normalizer=reading.log_normalizer,
-        kl_to_next=reading.kl_forward[:n_steps] if divergences else None,
-        kl_from_next=reading.kl_backward[:n_steps] if divergences else None,
+        kl_to_next=None if reading.kl_forward is None else reading.kl_forward[:n_steps],
+        kl_from_next=None if reading.kl_backward is None else reading.kl_backward[:n_steps],
         target_log_prob=None if target_logits is None else target_logits - reading.log_normalizer,
         overlap=reading.overlap[:n_steps],
         pair_angle=None if pairs is None else _asked_angles(reading, asked, place),
@@ -155,24 +165,32 @@ def lens_distance(
     b = checked_readout("_b", rows_b, head_b, bias_b, softcap_b, scale_b, temperature)
     vocab = _vocab(vocab, min(len(head_a), len(head_b)))
     _check_tiles(token_block, vocab_tile)
-    backend = _backend(backend)
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    backend = chosen(backend, dtype, hidden_a.device)
 
     n_layers = shape[0]
     if n_layers == 0:
         raise ValueError(f"hidden has no layer: {tuple(hidden_a.shape)}")
     pairs = [(layer, n_layers + layer) for layer in range(n_layers)]
-    reading, _ = read(
-        [a, b], pairs, vocab=vocab, token_block=token_block, vocab_tile=vocab_tile, divergences=divergences
-    )
+    with tiles(backend) as tile_state:
+        reading, _ = read(
+            [a, b],
+            pairs,
+            tile_state=tile_state,
+            vocab=vocab,
+            token_block=token_block,
+            vocab_tile=vocab_tile,
+            divergences=divergences,
+        )
     return LensDistance(
         angle=reading.angle.reshape(leading),
-        kl_ab=reading.kl_forward.reshape(leading) if divergences else None,
-        kl_ba=reading.kl_backward.reshape(leading) if divergences else None,
+        kl_ab=None if reading.kl_forward is None else reading.kl_forward.reshape(leading),
+        kl_ba=None if reading.kl_backward is None else reading.kl_backward.reshape(leading),
         entropy_a=reading.entropy[:n_layers].reshape(leading),
         entropy_b=reading.entropy[n_layers:].reshape(leading),
         n_nonfinite=int(reading.log_normalizer.isnan().sum()),
         backend=backend,
-        precision=str(torch.promote_types(a.dtype, b.dtype)).removeprefix("torch."),
+        precision=str(dtype).removeprefix("torch."),
     )
 
 
@@ -203,9 +221,3 @@ def _vocab(vocab: int | None, rows: int) -> int:
 def _check_tiles(token_block: int, vocab_tile: int | None) -> None:
     if token_block < 1 or (vocab_tile is not None and vocab_tile < 1):
         raise ValueError(f"token_block and vocab_tile are >= 1, got {token_block} and {vocab_tile}")
-
-
-def _backend(name: str) -> str:
-    if name not in ("auto", "eager"):
-        raise ValueError(f"backend {name!r} is not available: this version has 'eager' (also meant by 'auto')")
-    return "eager"

@@ -5,10 +5,11 @@ Everything here is float64 and of size streams x tokens; nothing has a vocabular
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Pairs = Sequence[tuple[int, int]]
@@ -35,7 +36,7 @@ class LensState:
     residual: Float[Tensor, "P n"]
     pilot: Float[Tensor, "P n"]
     forward: Float[Tensor, "3 P n"]
-    backward: Float[Tensor, "3 P n"]
+    backward: Float[Tensor, "3 P n"] | None  # None: no KL is wanted
 
 
 def _recentred(moments: Tensor, mass: Tensor, shift: Tensor) -> Tensor:
@@ -74,7 +75,9 @@ def merge(a: LensState, b: LensState, pairs: Pairs) -> LensState:
 
     shift = a.pilot - b.pilot  # moments of b move to the pilot of a
     forward = keep_a[first] * a.forward + keep_b[first] * _recentred(b.forward, b.mass[first], shift)
-    backward = keep_a[second] * a.backward + keep_b[second] * _recentred(b.backward, b.mass[second], shift)
+    backward = None
+    if a.backward is not None and b.backward is not None:
+        backward = keep_a[second] * a.backward + keep_b[second] * _recentred(b.backward, b.mass[second], shift)
     return LensState(
         peak=peak,
         mass=mass_a + mass_b,
@@ -89,15 +92,27 @@ def merge(a: LensState, b: LensState, pairs: Pairs) -> LensState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LensReading:
-    """A finished state. `uncertain` marks KLs too small for the difference form and too skewed for the cumulants."""
+    """A finished state; the last three are None where its backward moments are.
+
+    `uncertain` marks KLs too small for the difference form and too skewed for the cumulants.
+    """
 
     log_normalizer: Float[Tensor, "S n"]
     entropy: Float[Tensor, "S n"]
     angle: Float[Tensor, "P n"]
     overlap: Float[Tensor, "P n"]
-    kl_forward: Float[Tensor, "P n"]  # KL(p_i : p_j)
-    kl_backward: Float[Tensor, "P n"]  # KL(p_j : p_i)
-    uncertain: Tensor  # [P, n] bool
+    kl_forward: Float[Tensor, "P n"] | None = None  # KL(p_i : p_j)
+    kl_backward: Float[Tensor, "P n"] | None = None  # KL(p_j : p_i)
+    uncertain: Bool[Tensor, "P n"] | None = None
+
+
+def concatenated(parts: Sequence[LensReading]) -> LensReading:
+    """Readings of blocks of tokens, one after the other."""
+    found: dict[str, Any] = {}
+    for field in fields(LensReading):
+        values = [getattr(part, field.name) for part in parts]
+        found[field.name] = None if values[0] is None else torch.cat(values, dim=-1)
+    return LensReading(**found)
 
 
 def _cumulants(moments: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,22 +142,27 @@ def finish(state: LensState, pairs: Pairs) -> LensReading:
     entropy = (state.mass.log() - state.energy / state.mass).clamp(min=0.0).masked_fill(bad, torch.nan)
 
     variance, skew = _cumulants(state.forward, state.mass[first])
-    back_variance, back_skew = _cumulants(state.backward, state.mass[second])
     # -8 log BC = k2 + k3/2 + ..., and for a small angle that is its square
     small = (variance < SMALL_VARIANCE) & (skew.abs() <= MAX_SKEW_ANGLE * variance)
     tangent = 2 * torch.atan2((state.residual * state.mass[first]).sqrt(), state.overlap)
     angle = torch.where(small, (variance + skew / 2).clamp(min=0).sqrt(), tangent)
     overlap = state.overlap / (state.mass[first] * state.mass[second]).sqrt()
-    # pilot = z_j - z_i of some column, so lse_j - lse_i - pilot is of the size of x, not of the logits
-    gap = state.peak[second] - state.peak[first] - state.pilot + (state.mass[second] / state.mass[first]).log()
-    forward, unsure_forward = _divergence(gap - state.forward[0] / state.mass[first], variance, skew)
-    backward, unsure_backward = _divergence(state.backward[0] / state.mass[second] - gap, back_variance, -back_skew)
     lost = bad[first] | bad[second]
-    return LensReading(
+    reading = LensReading(
         log_normalizer=log_normalizer,
         entropy=entropy,
         angle=angle.masked_fill(lost, torch.nan),
         overlap=overlap.masked_fill(lost, torch.nan),
+    )
+    if state.backward is None:
+        return reading
+    # pilot = z_j - z_i of some column, so lse_j - lse_i - pilot is of the size of x, not of the logits
+    gap = state.peak[second] - state.peak[first] - state.pilot + (state.mass[second] / state.mass[first]).log()
+    back_variance, back_skew = _cumulants(state.backward, state.mass[second])
+    forward, unsure_forward = _divergence(gap - state.forward[0] / state.mass[first], variance, skew)
+    backward, unsure_backward = _divergence(state.backward[0] / state.mass[second] - gap, back_variance, -back_skew)
+    return replace(
+        reading,
         kl_forward=forward.masked_fill(lost, torch.nan),
         kl_backward=backward.masked_fill(lost, torch.nan),
         uncertain=(unsure_forward | unsure_backward) & ~lost,
