@@ -93,6 +93,7 @@ def audit(
             "a backward pass each) or transport_share."
         ),
     ] = "weight_share",
+    allow_quantized: options.AllowQuantized = False,
     template: options.Template = "auto",
     eos: options.Eos = "auto",
     boundary: options.Boundary = "refuse",
@@ -201,6 +202,7 @@ def audit(
             control_checkpoints=named(control or [], "--control", "sft=runs/sft"),
             noise_seeds=noise_seeds,
             gradient=gradient,
+            allow_quantized=allow_quantized,
             max_invalid=max_invalid,
             seed=seed,
             dtype=dtype,
@@ -216,8 +218,8 @@ def audit(
 # options that say how models are opened or read: they mean nothing beside a finished table
 OF_MODELS = (
     "policy", "pairs", "reference", "base", "reward", "prompts", "reference_samples", "policy_samples", "share_prefix",
-    "ches", "mismatched", "terminal", "controls", "control", "noise_seeds", "gradient", "template", "eos", "boundary",
-    "over_length", "max_length", "max_tokens", "dtype", "device", "batch_tokens", "no_cache",
+    "ches", "mismatched", "terminal", "controls", "control", "noise_seeds", "gradient", "allow_quantized", "template",
+    "eos", "boundary", "over_length", "max_length", "max_tokens", "dtype", "device", "batch_tokens", "no_cache",
 )  # fmt: skip
 
 

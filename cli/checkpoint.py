@@ -64,9 +64,7 @@ def trace(
     vocabulary: Annotated[
         str, typer.Option(help="Also angles on few tokens: K or top_k=K of the last layer, union=K of both layers.")
     ] = "full",
-    allow_quantized: Annotated[
-        bool, typer.Option("--allow-quantized", help="Exponents also of packed low-bit weights.")
-    ] = False,
+    allow_quantized: options.AllowQuantized = False,
     max_invalid: options.MaxInvalid = 0.05,
     fail_if: options.FailIf = None,
     dtype: options.Dtype = "float32",

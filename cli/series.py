@@ -44,6 +44,7 @@ def series(
     noise_seeds: Annotated[
         int, typer.Option(help="Seeds of noise as large as the last save's update, to set beside the onset.", min=0)
     ] = 0,
+    allow_quantized: options.AllowQuantized = False,
     template: options.Template = "auto",
     eos: options.Eos = "auto",
     boundary: options.Boundary = "refuse",
@@ -108,6 +109,7 @@ def series(
             assumed_preference=assumed_preference,
             terminal=terminal,
             noise_seeds=noise_seeds,
+            allow_quantized=allow_quantized,
             max_tokens=max_tokens,
             max_invalid=max_invalid,
             seed=seed,

@@ -83,6 +83,7 @@ def audit(
     control_checkpoints: "Mapping[str, str | os.PathLike[str] | Subject] | None" = None,
     noise_seeds: int = NOISE_SEEDS,
     gradient: str = "weight_share",
+    allow_quantized: bool = False,
     max_invalid: float = 0.05,
     seed: int = 0,
     dtype: str = "float32",
@@ -112,8 +113,9 @@ def audit(
         default, .1, is assumed, and the sections that depend on it say so.
     same_training: policy and reward model share base, training pairs and template; else the report says "confounded".
     shifts: name -> "prompt shift" or "response shift", see reward_report.
-    controls, noise_seeds, gradient: of SPINAL, see compare_spinal. control_checkpoints: name -> checkpoint trained from
-        the same reference without the preferences (SFT only, shuffled labels), traced on the same prompts.
+    controls, noise_seeds, gradient: of SPINAL, see compare_spinal; allow_quantized: see spinal_trace.
+    control_checkpoints: name -> checkpoint trained from the same reference without the preferences (SFT only, shuffled
+        labels), traced on the same prompts.
     share_prefix, states, mismatched: see score_pairs; states gives CHES, mismatched KTO's reference point.
     progress: called as progress(stage, done, total).
     Raises InputError for a model, file or setting that cannot be used; bad rows are set aside and counted, up to the
@@ -131,6 +133,7 @@ def audit(
         control_checkpoints=control_checkpoints or {},
         noise_seeds=noise_seeds,
         gradient=gradient,
+        allow_quantized=allow_quantized,
     )
     if control_checkpoints and "spinal" not in sections:
         raise InputError("--control: control checkpoints are read by the section spinal, which is not computed here")

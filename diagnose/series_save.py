@@ -50,6 +50,7 @@ class Measured:
     reward: Any
     terminal: str
     max_tokens: int
+    allow_quantized: bool
     max_invalid: float
     batch_tokens: int
     cache: Path
@@ -250,6 +251,7 @@ def _traced(
         shards=folder / "trace",
         progress=progress,
         tokenizer=other.tokenizer if same_text else None,
+        allow_quantized=what.allow_quantized,
     )
 
 

@@ -39,6 +39,7 @@ class SpinalSettings:
     control_checkpoints: Mapping[str, "Named | Subject"] = field(default_factory=dict)
     noise_seeds: int = NOISE_SEEDS
     gradient: str = "weight_share"
+    allow_quantized: bool = False
 
     def __post_init__(self) -> None:
         terminal_window(self.terminal, 10**6)
@@ -67,6 +68,7 @@ class SpinalSettings:
             "control_checkpoints": {name: str(path) for name, path in self.control_checkpoints.items()},
             "noise_seeds": self.noise_seeds,
             "gradient": self.gradient,
+            "allow_quantized": self.allow_quantized,
         }
 
 
@@ -141,6 +143,7 @@ def spinal_comparison(
             shards=stage(f"trace_{role}"),
             progress=progress,
             tokenizer=policy.tokenizer if same_text else None,
+            allow_quantized=settings.allow_quantized,
         )
 
     base, aligned = traced("reference", reference), traced("policy", policy)

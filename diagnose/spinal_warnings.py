@@ -11,7 +11,7 @@ from .spinal_settings import FINAL_ONLY
 if TYPE_CHECKING:
     from .spinal_trace import TracedModel
 
-FEW_PROMPTS = 512
+FEW_PROMPTS = 500  # 512 are asked for; a few of them may be alike
 ROWS_A_COLUMN = 4  # under so many independent rows a column an absolute exponent is biased (docs/spinal.md)
 ONLY_LAST = "lens='final_only': only the last step and the entropy of the last layer are read out"
 

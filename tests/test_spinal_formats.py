@@ -90,6 +90,21 @@ def test_unlike_formats_are_subtracted_only_where_both_allow_it(plain):
     )
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_an_audit_has_exponents_of_packed_models_only_where_it_is_told_to(allowed, tmp_path):
+    models = [quantised("bitsandbytes", changed=4, scale=1.2), quantised("bitsandbytes")]
+    report = alignscope.audit(
+        *models,
+        prompts=[{"prompt": text} for text in PROMPTS],
+        only="spinal",
+        controls=(),
+        allow_quantized=allowed,
+        out=tmp_path / "run",
+    )
+    assert (report.estimate("spinal.d_alpha_terminal").value is not None) == allowed
+    assert report.manifest.settings["allow_quantized"] is allowed
+
+
 def test_an_unpacked_gguf_is_an_ordinary_model_with_a_notice(plain):
     trace = spinal_trace(quantised("gguf"), PROMPTS)
     assert trace.layers.alpha.dropna().tolist() == plain.layers.alpha.dropna().tolist()

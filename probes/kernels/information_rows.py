@@ -56,24 +56,25 @@ def row_sums(
     """
     d, weights, products = work
     d.copy_(policy).sub_(weights.copy_(reference))
-    odd = None if bool(d.sum(-1).isfinite().all()) else _Odd.of(policy, reference, d)
-    if odd is not None:
+    odd = None
+    reference_peaks = column_peaks(reference)
+    lse_r, total, mean_r = _weighted(reference, reference_peaks, d, weights, products)
+    if not bool(mean_r.isfinite().all()):  # an infinity or NaN of either model is in d, and from there in its mean
+        odd = _Odd.of(policy, reference, d)
         policy, reference = odd.policy, odd.reference
+        reference_peaks = column_peaks(reference)
+        lse_r, total, mean_r = _weighted(reference, reference_peaks, d, weights, products)
     log_q = d if odd is None else odd.log_q
     n, vocab = d.shape
     nowhere = torch.zeros(n, dtype=torch.bool, device=d.device)
     broken, unsupported = (nowhere, nowhere) if odd is None else (odd.broken, odd.unsupported)
     counted = (~(broken | unsupported)).double()
-
-    policy_peaks, reference_peaks, change_peaks = (column_peaks(z) for z in (policy, reference, log_q))
-    lse_r, total = _weigh(reference, reference_peaks, weights)
-    mean_r = torch.mul(weights, d, out=products).sum(-1) / total
     reverse_infinite = nowhere if odd is None else (odd.policy_excludes & (weights > 0)).any(-1)
     if totals is not None:
         totals.add("reference_total", weights, counted / total)
 
-    lse_p, total = _weigh(policy, policy_peaks, weights)
-    mean_p = torch.mul(weights, d, out=products).sum(-1) / total
+    policy_peaks, change_peaks = column_peaks(policy), column_peaks(log_q)
+    lse_p, total, mean_p = _weighted(policy, policy_peaks, d, weights, products)
     infinite = nowhere if odd is None else (odd.reference_excludes & (weights > 0)).any(-1)
     gap = lse_p - lse_r
     if totals is not None:
@@ -81,8 +82,8 @@ def row_sums(
         totals.add("policy_change", products, counted / total)  # pi d' = pi d - gap pi
         totals.add("policy_change", weights, -gap * counted / total)
 
-    lse_q, total = _weigh(log_q, change_peaks, weights)
-    entropy = (lse_q - torch.mul(weights, d, out=products).sum(-1) / total).clamp(min=0.0)
+    lse_q, total, mean_q = _weighted(log_q, change_peaks, d, weights, products)
+    entropy = (lse_q - mean_q).clamp(min=0.0)
     if totals is not None:
         totals.add("q_total", weights, counted / total)
 
@@ -107,15 +108,19 @@ def row_sums(
     )
 
 
-def _weigh(z: Tensor, peaks: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Writes exp(z - shift) into weights; logsumexp(z) and the sum of the weights, of each row."""
+def _weighted(z: Tensor, peaks: Tensor, d: Tensor, weights: Tensor, products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Writes exp(z - shift) into weights, times d into products; of each row logsumexp(z), the sum of its weights, and
+    the mean of d under them."""
     peak = torch.nan_to_num(peaks.amax(-1).double(), neginf=0.0)  # -inf only in an unsupported row: its q is not read
     shift = torch.where(peak.abs() < SAFE, 0.0, peak)  # mostly no shift and so a pass less
-    weights.copy_(z)
     if bool(shift.any()):
-        weights.sub_(shift[:, None])
-    total = weights.exp_().sum(-1)
-    return shift + total.log(), total
+        torch.exp(weights.copy_(z).sub_(shift[:, None]), out=weights)
+    elif z.dtype == weights.dtype:
+        torch.exp(z, out=weights)
+    else:
+        weights.copy_(z).exp_()
+    total = weights.sum(-1)
+    return shift + total.log(), total, torch.mul(weights, d, out=products).sum(-1) / total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
