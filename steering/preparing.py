@@ -127,6 +127,11 @@ def prepare(
     )
 
 
+def one_way(directions: str) -> tuple[str, ...]:
+    """The notice that a vector needs which was trained to elicit or to suppress alone."""
+    return () if directions == "both" else (f"trained to {directions} only: the other direction is not its own",)
+
+
 def edited_tokens(positions: EditPositions, length: int, prompt: int) -> list[int]:
     """Places of a row of `length` tokens, `prompt` of them the prompt's, that are edited."""
     tokens = Tokens(index=torch.arange(length)[None], prompt=torch.tensor([prompt]))

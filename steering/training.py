@@ -16,7 +16,7 @@ from .descent import Descent, require_settings
 from .encoded import EncodedQuadruple, run_pairs
 from .losses import require_loss
 from .positions import Positions
-from .preparing import Prepared, prepare
+from .preparing import Prepared, one_way, prepare
 from .quadruples import QuadrupleFile
 from .subspace import Subspace
 from .training_rows import TrainingRows, training_rows
@@ -100,7 +100,6 @@ def train_cdas(
         held = _rows(data, data.held, directions, cache_bytes)[0] if data.held else None
         fit, curve = _fitted(data, rows, held, settings, progress)
     subspace = fit.subspace
-    one_way = () if directions == "both" else (f"trained to {directions} only: the other direction is not its own",)
     metrics = {"loss": loss, "held_out": curve, "share_at_ceiling": fit.share_at_ceiling, "n_tokens": fit.n_tokens}
     data.settings.update(settings | {"cache_bytes": cache_bytes, "base_cached": rows.lower is not None})
     return SteeringVector(
@@ -109,7 +108,7 @@ def train_cdas(
         factors=data.factors(subspace),
         positions=data.positions,
         method="cdas" if loss != "ce" else "das",
-        metadata=data.metadata(metrics, (*fit.warnings, *told, *one_way)),
+        metadata=data.metadata(metrics, (*fit.warnings, *told, *one_way(directions))),
         history=_history(fit),
     )
 
