@@ -105,10 +105,7 @@ def _labels(row: Mapping[str, Any], concept: str | None) -> dict[str, Any]:
 
 
 def asking(prompt: Text, make: Callable[[str], str]) -> Text:
-    """The prompt with its last user turn changed: a plain text as a whole, a transcript before its "Assistant:".
-
-    Raises RowError for messages without one.
-    """
+    """The prompt with its last user turn changed: a plain text as a whole, a transcript before its "Assistant:"."""
     if isinstance(prompt, str):
         mark = ASSISTANT_MARK if prompt.endswith(ASSISTANT_MARK) else ""
         return make(prompt.removesuffix(mark)) + mark
