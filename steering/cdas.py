@@ -4,7 +4,7 @@ The loop knows no model: states, masks and target logits are tensors, and `reado
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..probes.shards import Progress
+from .descent import descend
 from .interchange import InterchangeRows, Readout
 from .losses import CEILING_SHARE, require_loss, share_at_ceiling
 from .subspace import Subspace
@@ -161,49 +162,36 @@ def fit_rows(
     generator = torch.Generator().manual_seed(seed)
     weight = _start(init, rank, width, generator).basis.to(device).clone().requires_grad_(True)
     drawn = _drawn(len(data), batch_size, steps, generator) if batches is None else _checked(batches, steps, len(data))
-    optimizer = torch.optim.AdamW([weight], lr=lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     each: list[Tensor] = []  # of every step, [n] a token
-    losses: list[float] = []
-    norms: list[float] = []
-    if observe is not None:
-        observe(0, _frozen(weight))
-    for step, rows in enumerate(drawn, start=1):
-        of_tokens, value, weight.grad = _loss_and_gradient(data, weight, rows.to(device), loss, reduction)
-        each.append(of_tokens)
-        losses.append(value)
-        norms.append(float(torch.nn.utils.clip_grad_norm_([weight], float(grad_clip))))
-        if not math.isfinite(losses[-1] + norms[-1]):
-            found = f"loss {losses[-1]:g}, gradient norm {norms[-1]:g}"
-            raise ValueError(f"{found} at step {step} of {steps}: lower lr ({lr:g}), or look at what readout gives")
-        optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            weight.copy_(Subspace(weight).basis)
-        if observe is not None:
-            observe(step, _frozen(weight))
-        if progress is not None:
-            progress("interchange fit", step, steps)
+
+    def terms(rows: Tensor) -> Iterator[Tensor]:
+        of_tokens = data.token_losses(Subspace.orthonormal(weight), rows, loss)  # refuses |S S^T - I| above 1e-5
+        each.append(of_tokens.detach())
+        yield (of_tokens * data.weights(rows, reduction).to(of_tokens)).sum()
+
+    def retract() -> None:
+        weight.copy_(Subspace(weight).basis)
+
+    found = descend(
+        [weight],
+        terms,
+        [rows.to(device) for rows in drawn],
+        lr=lr,
+        grad_clip=grad_clip,
+        stage="interchange fit",
+        retract=retract,
+        observe=None if observe is None else lambda step: observe(step, _frozen(weight)),
+        progress=progress,
+    )
     return FitResult(
         subspace=_frozen(weight.cpu()),
         loss=loss,
-        losses=tuple(losses),
-        gradient_norms=tuple(norms),
+        losses=found.losses,
+        gradient_norms=found.gradient_norms,
         at_ceiling=tuple(map(share_at_ceiling, each)) if loss == "jsd" else None,
         n_rows=len(data),
         n_tokens=sum(map(len, each)),
     )
-
-
-def _loss_and_gradient(
-    data: FitRows, weight: Float[Tensor, "k d"], rows: Int[Tensor, "B"], loss: str, reduction: str
-) -> tuple[Float[Tensor, "n"], float, Float[Tensor, "k d"]]:
-    """Loss of each response token, their mean over the minibatch, and its gradient to S."""
-    with torch.enable_grad():
-        of_tokens = data.token_losses(Subspace.orthonormal(weight), rows, loss)  # refuses |S S^T - I| above 1e-5
-        value = (of_tokens * data.weights(rows, reduction).to(of_tokens)).sum()
-    (gradient,) = torch.autograd.grad(value, [weight])  # no parameter of the model gets one
-    return of_tokens.detach(), value.item(), gradient
 
 
 def _start(init: Tensor | None, rank: int, width: int, generator: torch.Generator) -> Subspace:

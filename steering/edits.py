@@ -16,6 +16,7 @@ from ..probes.anatomy import at_least_float32
 from ..probes.fingerprint import state_hash
 from ..probes.kernels.eager import exact_products
 from ..probes.shards import item_key
+from ..probes.subject import EditPositions
 from ..probes.token_positions import per_row
 from .positions import Positions
 from .subspace import Subspace, require_width
@@ -40,7 +41,7 @@ class Add:
 
     vector: Float[Tensor, "d"]
     strength: float | int | Float[Tensor, "B"] = 1.0
-    positions: Positions = field(default_factory=Positions)
+    positions: EditPositions = field(default_factory=Positions)
     rows: Rows = None
 
     def __post_init__(self) -> None:
@@ -172,6 +173,43 @@ class Interchange:
     def _clamp(self) -> Clamp:
         target = self.subspace.project(self.source)
         return Clamp(self.subspace, target, positions=self.positions, rows=self.rows)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Affine:
+    """h + (h W^T + b - h S^T) S: coordinates in S become an affine function of h. Source: LoReFT, arXiv 2404.03592.
+
+    weight: W [k, d]; bias: b [k]. W = S, b = 0 changes nothing; W = 0 is a clamp at b.
+    """
+
+    subspace: Subspace
+    weight: Float[Tensor, "k d"]
+    bias: Float[Tensor, "k"]
+    positions: EditPositions = field(default_factory=Positions)
+    rows: Rows = None
+
+    def __post_init__(self) -> None:
+        k, d = self.subspace.rank, self.subspace.width
+        if self.weight.shape != (k, d) or self.bias.shape != (k,):
+            found = f"{tuple(self.weight.shape)} and {tuple(self.bias.shape)}"
+            raise ValueError(f"weight and bias of shapes {found}: expected [{k}, {d}] and [{k}]")
+        _require_finite(self.weight, "weight")
+        _require_finite(self.bias, "bias")
+
+    @property
+    def key(self) -> str:
+        return _key(self, basis=self.subspace.basis, weight=self.weight, bias=self.bias)
+
+    def __call__(
+        self, h: Float[Tensor, "*batch d"], where: Bool[Tensor, "*batch"] | None = None
+    ) -> Float[Tensor, "*batch d"]:
+        require_width(h, self.subspace.width)
+
+        def moved(wide: Tensor) -> Tensor:
+            target = wide @ self.weight.to(wide).T + self.bias.to(wide)
+            return clamped(wide, self.subspace.basis.to(wide), target)
+
+        return _applied(h, where, self.rows, moved)
 
 
 def _applied(h: Tensor, where: Bool[Tensor, "*batch"] | None, rows: Rows, change: Callable[[Tensor], Tensor]) -> Tensor:

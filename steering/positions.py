@@ -1,5 +1,6 @@
 """Which tokens of a row does an edit change? Counted among real tokens, never by column."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,36 @@ class Positions:
             last=content.get("last"),
             span=None if span is None else (span[0], span[1]),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf:
+    """The tokens that one or another of several positions names."""
+
+    parts: tuple[Positions, ...]
+
+    def at(self, tokens: Tokens) -> Bool[Tensor, "B T"]:
+        return torch.stack([part.at(tokens) for part in self.parts]).any(0)
+
+    def resolved(self, subject: Subject) -> "AnyOf":
+        return AnyOf(tuple(part.resolved(subject) for part in self.parts))
+
+
+def prompt_ends(text: str, prefix: int) -> AnyOf:
+    """ "f5+l5": the first 5 tokens of the prompt behind `prefix`, and its last 5; "f3" or "l1" alone: one of them.
+
+    The notation of pyreft. InputError for another text, and for 0 tokens.
+    """
+    found = re.fullmatch(r"(?:f([1-9]\d*))?\+?(?:l([1-9]\d*))?", text)
+    if not found or not any(found.groups()) or ("+" in text) != all(found.groups()):
+        raise InputError(f"positions '{text}': expected the first and the last tokens of a prompt, such as f5+l5 or l1")
+    first, last = found.groups()
+    parts = []
+    if first:
+        parts.append(Positions("prompt", prefix=prefix, span=(prefix, prefix + int(first))))
+    if last:
+        parts.append(Positions("prompt", prefix=prefix, last=int(last)))
+    return AnyOf(tuple(parts))
 
 
 def shared_prefix_length(tokenizer: "PreTrainedTokenizerBase", *, vocab_rows: int) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..probes.encoding import Encoder
 from ..probes.inputs import Source
-from ..probes.subject import Site, Subject, Tokens
+from ..probes.subject import EditPositions, Site, Subject, Tokens
 from .encoded import PROMPT_LAST, EncodedQuadruple, encode_quadruples, quadruple_encoder
 from .factors import Factors
 from .model_fit import model_fingerprint, require_layer
@@ -127,7 +127,12 @@ def prepare(
     )
 
 
-def edited_tokens(positions: Positions, length: int, prompt: int) -> list[int]:
+def one_way(directions: str) -> tuple[str, ...]:
+    """The notice that a vector needs which was trained to elicit or to suppress alone."""
+    return () if directions == "both" else (f"trained to {directions} only: the other direction is not its own",)
+
+
+def edited_tokens(positions: EditPositions, length: int, prompt: int) -> list[int]:
     """Places of a row of `length` tokens, `prompt` of them the prompt's, that are edited."""
     tokens = Tokens(index=torch.arange(length)[None], prompt=torch.tensor([prompt]))
     return positions.at(tokens)[0].nonzero()[:, 0].tolist()

@@ -1,6 +1,5 @@
 """Train a steering vector on a model by interchange between two runs of it: CDAS, arXiv 2602.05234."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +12,11 @@ from ..probes.inputs import Source
 from ..probes.shards import Progress
 from ..probes.subject import Subject
 from .cdas import FitResult, fit_rows
+from .descent import Descent, require_settings
 from .encoded import EncodedQuadruple, run_pairs
 from .losses import require_loss
 from .positions import Positions
-from .preparing import Prepared, prepare
+from .preparing import Prepared, one_way, prepare
 from .quadruples import QuadrupleFile
 from .subspace import Subspace
 from .training_rows import TrainingRows, training_rows
@@ -100,7 +100,6 @@ def train_cdas(
         held = _rows(data, data.held, directions, cache_bytes)[0] if data.held else None
         fit, curve = _fitted(data, rows, held, settings, progress)
     subspace = fit.subspace
-    one_way = () if directions == "both" else (f"trained to {directions} only: the other direction is not its own",)
     metrics = {"loss": loss, "held_out": curve, "share_at_ceiling": fit.share_at_ceiling, "n_tokens": fit.n_tokens}
     data.settings.update(settings | {"cache_bytes": cache_bytes, "base_cached": rows.lower is not None})
     return SteeringVector(
@@ -109,7 +108,7 @@ def train_cdas(
         factors=data.factors(subspace),
         positions=data.positions,
         method="cdas" if loss != "ce" else "das",
-        metadata=data.metadata(metrics, (*fit.warnings, *told, *one_way)),
+        metadata=data.metadata(metrics, (*fit.warnings, *told, *one_way(directions))),
         history=_history(fit),
     )
 
@@ -124,12 +123,7 @@ def _require_settings(settings: dict[str, Any], subject: Subject) -> None:
         raise InputError(f"init '{settings['init']}': expected one of {', '.join(INITS)}")
     if not 1 <= settings["rank"] <= subject.d_model:
         raise InputError(f"rank {settings['rank']}: expected 1 .. {subject.d_model}, the width of {subject.name}")
-    for name in ("lr", "grad_clip"):
-        if not 0 < settings[name] < math.inf:
-            raise InputError(f"{name}={settings[name]}: expected a number above 0")
-    for name in ("epochs", "batch_size"):
-        if settings[name] < 1:
-            raise InputError(f"{name}={settings[name]}: expected 1 or more")
+    require_settings(**{name: settings[name] for name in ("lr", "grad_clip", "epochs", "batch_size")})
 
 
 def _rows(
@@ -197,10 +191,7 @@ def _mean_difference(data: Prepared, rank: int, seed: int) -> Tensor:
 
 
 def _history(fit: FitResult) -> list[dict[str, float | int]]:
-    steps = [
-        {"step": step, "loss": loss, "gradient_norm": norm}
-        for step, (loss, norm) in enumerate(zip(fit.losses, fit.gradient_norms, strict=True), start=1)
-    ]
+    steps = Descent(losses=fit.losses, gradient_norms=fit.gradient_norms).history()
     for step, share in zip(steps, fit.at_ceiling or (), strict=fit.at_ceiling is not None):
         step["at_ceiling"] = share
     return steps

@@ -5,26 +5,21 @@ again at every step. Base runs start behind their lowest edited block where the 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import InputError
-from ..probes.padding import padded
-from ..probes.resuming import LowerBlocks, inputs_of, stacked
-from ..probes.scored_rows import TokenSequence, batches
+from ..probes.resuming import LowerBlocks
 from ..probes.subject import Site, Subject
 from .edits import Interchange
 from .encoded import RunPair
 from .losses import token_losses, token_weights
 from .positions import Positions
-from .preparing import edited_tokens
-from .reading import BATCH_TOKENS, read_states
+from .reading import read_states
+from .runs import Edits, Runs, blocks_below, predicting, require_edited, response
 from .subspace import Subspace
-
-AGREE = 1e-5  # of the largest logit: resumed against whole forward passes
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -37,8 +32,7 @@ class TrainingRows:
     pairs: Sequence[RunPair]
     source: Float[Tensor, "N d"]  # states at the source token, float32
     targets: list[Tensor] | None  # last residuals of every source run; None: the run is read again each time
-    lower: LowerBlocks | None = None  # with `base`: the blocks that are left out
-    base: list[Tensor] = field(default_factory=list)  # what the base runs hand to the block behind them
+    runs: Runs  # the base runs
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -53,26 +47,12 @@ class TrainingRows:
         logits = self.logits(subspace, chosen)[real.to(self.subject.device)]
         with torch.no_grad():
             target = self.subject.readout(torch.cat(self._targets(chosen)))
-        ids = [i for k in chosen for i in _response(self.pairs[k].base)]
+        ids = [i for k in chosen for i in response(self.pairs[k].base)]
         return token_losses(loss, logits, target, torch.tensor(ids, device=logits.device))
 
     def logits(self, subspace: Subspace | None, chosen: Sequence[int]) -> Float[Tensor, "B R V"]:
         """What predicts the response tokens of these base runs, padded on the right; edited unless S is None."""
-        runs = [self.pairs[k].base for k in chosen]
-        ids, mask = padded([run.ids for run in runs], 0)
-        columns = torch.zeros(len(runs), max(run.n_scored for run in runs), dtype=torch.long)
-        for row, run in enumerate(runs):
-            columns[row, : run.n_scored] = torch.tensor(_predicting(run))
-        edits = {}
-        if subspace is not None:
-            where = replace(self.positions, prompt=tuple(run.start for run in runs))
-            source = self.source[torch.tensor(chosen, device=self.source.device)]
-            edits = {self.site: Interchange(subspace, source, where)}
-        with self.subject.editing(edits):
-            if self.lower is None:
-                return self.subject.logits(ids, mask, columns)
-            with self.lower.giving(stacked([self.base[k] for k in chosen])):
-                return self.subject.logits(ids, mask, columns)
+        return self.runs.logits({} if subspace is None else self._edits(subspace, chosen), chosen)
 
     def weights(self, rows: Int[Tensor, "B"], reduction: str) -> Float[Tensor, "n"]:
         """What each response token counts: both directions half of the whole, within them as token_weights says."""
@@ -96,9 +76,17 @@ class TrainingRows:
                     sums.setdefault(name, []).extend(self.token_losses(subspace, some, loss).tolist())
         return {name: sum(values) / len(values) for name, values in sums.items()}
 
+    @property
+    def lower(self) -> LowerBlocks | None:
+        """The blocks that base runs leave out; None: they are read from the start."""
+        return self.runs.lower
+
+    def _edits(self, subspace: Subspace, chosen: Sequence[int]) -> Edits:
+        source = self.source[torch.tensor(chosen, device=self.source.device)]
+        return {self.site: Interchange(subspace, source, self.positions)}
+
     def _mask(self, chosen: Sequence[int]) -> Bool[Tensor, "B R"]:
-        counts = torch.tensor([self.pairs[k].base.n_scored for k in chosen])
-        return torch.arange(int(counts.max())) < counts[:, None]
+        return self.runs.mask(chosen)
 
     def _targets(self, chosen: Sequence[int]) -> list[Tensor]:
         if self.targets is not None:
@@ -113,13 +101,10 @@ def training_rows(
 
     Raises InputError where a base run has no edited token.
     """
-    for pair in pairs:
-        if not edited_tokens(positions, len(pair.base.ids), pair.base.start):
-            raise InputError(f"a base run of {len(pair.base.ids)} tokens has none that {positions} edits")
+    runs = Runs(subject=subject, sequences=[pair.base for pair in pairs])
+    require_edited(positions, runs.sequences)
     told: list[str] = []
-    width = subject.d_model * 4
-    of_targets = sum(pair.source.n_scored for pair in pairs) * width
-    of_base = sum(len(pair.base.ids) for pair in pairs) * width
+    of_targets = sum(pair.source.n_scored for pair in pairs) * subject.d_model * 4
     read = _read_sources(subject, site, pairs)
     rows = TrainingRows(
         subject=subject,
@@ -128,11 +113,12 @@ def training_rows(
         pairs=pairs,
         source=torch.cat([state for state, _ in read]).float(),
         targets=[residual for _, residual in read] if of_targets <= cache_bytes else None,
+        runs=runs,
     )
     if rows.targets is None:
         told.append(f"source runs are read again at every step: {of_targets:.3g} bytes are above cache_bytes")
-    if of_targets + of_base > cache_bytes:
-        told.append(f"base runs are read from the start: {of_targets + of_base:.3g} bytes are above cache_bytes")
+    if of_targets + runs.n_bytes > cache_bytes:
+        told.append(f"base runs are read from the start: {of_targets + runs.n_bytes:.3g} bytes are above cache_bytes")
     elif problem := _keep_base(rows):
         told.append(f"base runs are read from the start: {problem}")
     return rows, told
@@ -140,38 +126,12 @@ def training_rows(
 
 def _keep_base(rows: TrainingRows) -> str | None:
     """Have the rows start behind the blocks that no edit changes; or why not."""
-    count = rows.site.layer + (rows.site.component == "resid_post")
-    lower = LowerBlocks(rows.subject, count)
-    if lower.problem is not None:
-        return lower.problem
-    found: dict[int, Tensor] = {}
-    order = sorted(range(len(rows)), key=lambda k: -len(rows.pairs[k].base.ids))
-    for batch in batches([len(rows.pairs[k].base.ids) for k in order], BATCH_TOKENS):
-        ids, mask = padded([rows.pairs[k].base.ids for k in order[batch]], 0)
-        found |= dict(zip(order[batch], inputs_of(rows.subject, count, ids, mask), strict=True))
-    first = order[:: max(1, len(order) // 8)][:8]  # long and short ones
     trial = Subspace(torch.randn(1, rows.subject.d_model, generator=torch.Generator().manual_seed(0)))
     trial = Subspace.orthonormal(trial.basis.to(rows.source.device))
-    with torch.no_grad():
-        whole = rows.logits(trial, first)
-        rows.lower, rows.base = lower, [found[k] for k in range(len(rows))]
-        off = float((rows.logits(trial, first) - whole).abs().max() / whole.abs().max().clamp(min=1.0))
-    if off <= AGREE:
-        return None
-    rows.lower, rows.base = None, []
-    return f"going on from block {count} misses the logits by {off:.2g} of the largest (allowed: {AGREE:g})"
+    return rows.runs.keep(blocks_below(rows.site), lambda chosen: rows._edits(trial, chosen))
 
 
 def _read_sources(subject: Subject, site: Site, pairs: Sequence[RunPair]) -> list[tuple[Tensor, Tensor]]:
     runs = [pair.source for pair in pairs]
     at = [[pair.place] for pair in pairs]
-    return read_states(subject, site, [run.ids for run in runs], at, [_predicting(run) for run in runs])
-
-
-def _predicting(run: TokenSequence) -> list[int]:
-    """Places whose logits predict the response: one earlier than its tokens."""
-    return list(range(run.start - 1, len(run.ids) - 1))
-
-
-def _response(run: TokenSequence) -> tuple[int, ...]:
-    return run.ids[run.start :]
+    return read_states(subject, site, [run.ids for run in runs], at, [predicting(run) for run in runs])

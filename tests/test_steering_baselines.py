@@ -1,4 +1,6 @@
-"""Closed-form baselines: planted directions, the states they are read off, and what is refused."""
+"""Baselines that are read off states: planted directions, the states they are read off, and what is refused."""
+
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from tiny_tokenizer import tiny_tokenizer
 import alignscope
 from alignscope import InputError, SteeringVector
 from alignscope.steering import Ablate, Site, baselines, train_cdas
-from alignscope.steering.baselines.components import _rows, first_component, signed
+from alignscope.steering.baselines.components import _rows, first_component, signed, unit_differences
 from alignscope.steering.baselines.probing import logistic_weight
 from alignscope.steering.baselines.states import States
 
@@ -21,9 +23,14 @@ ROWS = [
 FITS = {
     "diffmean": baselines.fit_diffmean,
     "pca": baselines.fit_pca,
+    "lat": baselines.fit_lat,
     "probe": baselines.fit_probe,
     "random": baselines.random_vector,
     "ablate": baselines.ablation,
+    "ssv": partial(baselines.fit_ssv, epochs=1),
+    "lang": partial(baselines.fit_ssv, epochs=1, lang=True),
+    "bipo": partial(baselines.fit_bipo, epochs=1),
+    "reps": partial(baselines.fit_reps, epochs=1),
 }
 
 
@@ -43,9 +50,13 @@ def drawn(n: int, d: int, *, gap: float, seed: int = 0) -> States:
 # ---- on the rows, layer and positions of train_cdas
 
 
+@pytest.fixture(scope="module")
+def trained(llama) -> SteeringVector:
+    return train_cdas(llama, ROWS, layer=1, epochs=1, seed=3)
+
+
 @pytest.mark.parametrize("name", list(FITS))
-def test_every_baseline_sees_what_training_sees(llama, name):
-    trained = train_cdas(llama, ROWS, layer=1, epochs=1, seed=3)
+def test_every_baseline_sees_what_training_sees(llama, trained, name):
     vector = FITS[name](llama, ROWS, layer=1, seed=3)
     assert vector.method == name
     assert (vector.site, vector.positions) == (trained.site, trained.positions)
@@ -148,6 +159,41 @@ def test_most_pairs_project_higher_with_the_concept(llama, method):
 def test_states_that_do_not_vary_have_no_component():
     with pytest.raises(InputError, match="do not vary"):
         first_component(torch.full((5, 3), 2.0, dtype=torch.float64))
+
+
+# ---- LAT
+
+
+def test_random_pairs_differ_by_unit_steps_and_no_state_is_in_two_of_them():
+    states = torch.eye(7, dtype=torch.float64) * torch.arange(1, 8)[:, None]
+    found = unit_differences(states, seed=3)
+    assert found.norm(dim=-1).tolist() == pytest.approx([1, 1, 1])
+    assert (found != 0).sum(0).max() == 1  # row i alone has axis i
+    assert torch.equal(found, unit_differences(states, seed=3))
+    assert not torch.equal(found, unit_differences(states, seed=4))
+
+
+def test_long_steps_count_no_more_than_short_ones():
+    states = drawn(400, 5, gap=0).positive
+    states[:, 1] *= 3
+    states[:40, 2] *= 1000  # a tenth of the states reaches far along another axis
+    assert abs(float(first_component(unit_differences(states, seed=0))[1])) > 0.99
+    assert abs(float(first_component(states)[2])) > 0.99
+
+
+def test_equal_states_have_no_pairs_and_some_equal_ones_are_left_out():
+    with pytest.raises(InputError, match="no pair differs"):
+        unit_differences(torch.ones(6, 3, dtype=torch.float64), seed=0)
+    states = torch.zeros(8, 2, dtype=torch.float64)
+    states[0, 0] = 5
+    assert unit_differences(states, seed=0).abs().tolist() == [[1, 0]]
+
+
+def test_lat_is_of_the_length_of_the_largest_projection(llama):
+    vector = baselines.fit_lat(llama, ROWS, layer=1)
+    assert float(vector.vector.norm()) == pytest.approx(vector.metadata["metrics"]["largest_projection"], rel=1e-6)
+    half = vector.metadata["metrics"]["n_states"][0] // 2
+    assert half - 10 < vector.metadata["settings"]["n_pairs"] <= half  # all rows begin alike: some states are equal
 
 
 # ---- probe

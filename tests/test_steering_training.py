@@ -279,7 +279,7 @@ def test_going_on_from_the_middle_is_exact_or_refused_on_every_architecture(name
 
 def test_a_cache_that_lies_is_found_out_and_left_out(llama, monkeypatch):
     monkeypatch.setattr(
-        "alignscope.steering.training_rows.inputs_of",
+        "alignscope.steering.runs.inputs_of",
         lambda *args: [h * 1.01 for h in alignscope.probes.resuming.inputs_of(*args)],
     )
     vector = train_cdas(llama, WORDS, **FAST)

@@ -1,4 +1,4 @@
-"""Directions that are read off states, or drawn: what a trained vector has to be better than.
+"""What a trained vector has to be better than: directions read off states, drawn, or trained otherwise, and asking.
 
 All are fitted on the rows, layer and positions that `train_cdas` takes for the same arguments. Names load on first use.
 """
@@ -9,19 +9,41 @@ from typing import TYPE_CHECKING, Any
 _LAZY = {
     "ablation": ".means",
     "everywhere": ".means",
+    "fit_bipo": ".trained",
     "fit_diffmean": ".means",
+    "fit_lat": ".components",
+    "fit_loreft": ".loreft",
     "fit_pca": ".components",
     "fit_probe": ".probing",
+    "fit_reps": ".trained",
+    "fit_ssv": ".trained",
+    "prompted": ".prompting",
     "random_vector": ".drawn",
 }
 
-__all__ = ["ablation", "everywhere", "fit_diffmean", "fit_pca", "fit_probe", "random_vector"]
+__all__ = [
+    "ablation",
+    "everywhere",
+    "fit_bipo",
+    "fit_diffmean",
+    "fit_lat",
+    "fit_loreft",
+    "fit_pca",
+    "fit_probe",
+    "fit_reps",
+    "fit_ssv",
+    "prompted",
+    "random_vector",
+]
 
 if TYPE_CHECKING:
-    from .components import fit_pca
+    from .components import fit_lat, fit_pca
     from .drawn import random_vector
+    from .loreft import fit_loreft
     from .means import ablation, everywhere, fit_diffmean
     from .probing import fit_probe
+    from .prompting import prompted
+    from .trained import fit_bipo, fit_reps, fit_ssv
 
 
 def __getattr__(name: str) -> Any:

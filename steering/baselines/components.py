@@ -43,6 +43,38 @@ def fit_pca(
     return added(data, direction, states, method="pca", norm=norm, settings={"method": method})
 
 
+def fit_lat(
+    subject: Subject,
+    quadruples: Source | QuadrupleFile,
+    *,
+    layer: int,
+    norm: str = "largest",
+    **options: Any,
+) -> SteeringVector:
+    """Adds the first principal component of differences of random pairs of states with the concept, each of unit norm.
+
+    All edited tokens of x_c + y_c, shuffled (option `seed`) and paired off, so that a state is in one pair at most;
+    equal states are left out. The sign as of fit_pca. For norm and options see fit_diffmean. LAT, arXiv 2310.01405, in
+    the form of AxBench. Raises InputError as fit_pca does.
+    """
+    data = prepare(subject, quadruples, layer=layer, **options)
+    states = training_states(data, "all")
+    rows = unit_differences(states.positive, seed=data.settings["seed"])
+    direction = signed(first_component(rows), training_states(data, "last"))
+    return added(data, direction, states, method="lat", norm=norm, settings={"n_pairs": len(rows)})
+
+
+def unit_differences(states: Float[Tensor, "n d"], *, seed: int) -> Float[Tensor, "m d"]:
+    """(h_i - h_j) / |h_i - h_j| of n // 2 random pairs of different rows. InputError where all rows are equal."""
+    order = torch.randperm(len(states), generator=torch.Generator().manual_seed(seed))
+    half = len(states) // 2
+    difference = states[order[:half]] - states[order[half : 2 * half]]
+    length = difference.norm(dim=-1)
+    if not bool((length > 0).any()):
+        raise InputError(f"{len(states)} states of which no pair differs: nothing to find a direction in")
+    return difference[length > 0] / length[length > 0, None]
+
+
 def first_component(rows: Float[Tensor, "n d"]) -> Float[Tensor, "d"]:
     """The unit direction of largest variance of the rows about their mean; its sign is not fixed.
 

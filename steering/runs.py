@@ -1,0 +1,114 @@
+"""What does a model say at given responses while it is edited? Runs of prompt and response, begun behind lower blocks.
+
+Blocks below the lowest edit give what they gave before, so their outputs are kept and they are not run again.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..errors import InputError
+from ..probes.kernels.logprobs import token_log_probs
+from ..probes.padding import padded
+from ..probes.resuming import LowerBlocks, inputs_of, stacked
+from ..probes.scored_rows import TokenSequence, batches
+from ..probes.subject import Edit, EditPositions, Site, Subject
+from ..probes.token_positions import announced_prompts
+from .preparing import edited_tokens
+from .reading import BATCH_TOKENS
+
+AGREE = 1e-5  # of the largest logit: resumed against whole forward passes
+Edits = Mapping[Site, Edit]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Runs:
+    """Prompts and responses on a subject; positions `start` on are the response."""
+
+    subject: Subject
+    sequences: Sequence[TokenSequence]
+    lower: LowerBlocks | None = None  # with `base`: the blocks that are left out
+    base: list[Tensor] = field(default_factory=list)  # what each run hands to the block behind them
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    @property
+    def n_bytes(self) -> int:
+        """What `keep` holds, in float32."""
+        return sum(len(run.ids) for run in self.sequences) * self.subject.d_model * 4
+
+    def mask(self, chosen: Sequence[int]) -> Bool[Tensor, "B R"]:
+        """Which places of `logits` predict a response token."""
+        counts = torch.tensor([self.sequences[k].n_scored for k in chosen])
+        return torch.arange(int(counts.max())) < counts[:, None]
+
+    def logits(self, edits: Edits, chosen: Sequence[int]) -> Float[Tensor, "B R V"]:
+        """What predicts the response tokens of these runs under the edits, padded on the right."""
+        runs = [self.sequences[k] for k in chosen]
+        ids, mask = padded([run.ids for run in runs], 0)
+        columns = torch.zeros(len(runs), max(run.n_scored for run in runs), dtype=torch.long)
+        for row, run in enumerate(runs):
+            columns[row, : run.n_scored] = torch.tensor(predicting(run))
+        prompts = torch.tensor([run.start for run in runs])
+        with announced_prompts(prompts), self.subject.editing(edits):
+            if self.lower is None:
+                return self.subject.logits(ids, mask, columns)
+            with self.lower.giving(stacked([self.base[k] for k in chosen])):
+                return self.subject.logits(ids, mask, columns)
+
+    def token_log_probs(self, edits: Edits, chosen: Sequence[int]) -> tuple[Float[Tensor, "_"], ...]:
+        """log pi of each response token under the edits, nats, float64, a tensor a run; with gradient to the edits."""
+        logits = self.logits(edits, chosen)
+        ids = [i for k in chosen for i in response(self.sequences[k])]
+        targets = torch.tensor(ids, device=logits.device)
+        found = token_log_probs(logits[self.mask(chosen).to(logits.device)], targets)
+        return found.split([self.sequences[k].n_scored for k in chosen])
+
+    def keep(self, count: int, trial: Callable[[Sequence[int]], Edits]) -> str | None:
+        """Have the runs start behind the first `count` blocks; or why not.
+
+        trial: edits of these runs, under which eight of them must have the same logits both ways, to 1e-5.
+        """
+        lower = LowerBlocks(self.subject, count)
+        if lower.problem is not None:
+            return lower.problem
+        found: dict[int, Tensor] = {}
+        order = sorted(range(len(self)), key=lambda k: -len(self.sequences[k].ids))
+        for batch in batches([len(self.sequences[k].ids) for k in order], BATCH_TOKENS):
+            ids, mask = padded([self.sequences[k].ids for k in order[batch]], 0)
+            found |= dict(zip(order[batch], inputs_of(self.subject, count, ids, mask), strict=True))
+        first = order[:: max(1, len(order) // 8)][:8]  # long and short ones
+        with torch.no_grad():
+            whole = self.logits(trial(first), first)
+            self.lower, self.base = lower, [found[k] for k in range(len(self))]
+            off = float((self.logits(trial(first), first) - whole).abs().max() / whole.abs().max().clamp(min=1.0))
+        if off <= AGREE:
+            return None
+        self.lower, self.base = None, []
+        return f"going on from block {count} misses the logits by {off:.2g} of the largest (allowed: {AGREE:g})"
+
+
+def blocks_below(site: Site) -> int:
+    """How many blocks an edit at the site leaves as they are."""
+    return site.layer + (site.component == "resid_post")
+
+
+def require_edited(positions: EditPositions, sequences: Sequence[TokenSequence]) -> None:
+    """InputError where a run has no edited token."""
+    for run in sequences:
+        if not edited_tokens(positions, len(run.ids), run.start):
+            raise InputError(f"a base run of {len(run.ids)} tokens has none that {positions} edits")
+
+
+def predicting(run: TokenSequence) -> list[int]:
+    """Places whose logits predict the response: one earlier than its tokens."""
+    return list(range(run.start - 1, len(run.ids) - 1))
+
+
+def response(run: TokenSequence) -> tuple[int, ...]:
+    """The ids of the response."""
+    return run.ids[run.start :]
