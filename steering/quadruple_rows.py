@@ -79,7 +79,7 @@ def parse_built(
         quadruple_id=pair.pair_id,
         negative_input=pair.prompt,
         negative_output=outputs[0],
-        positive_input=_asking(pair.prompt, lambda turn: make(turn, text)),
+        positive_input=asking(pair.prompt, lambda turn: make(turn, text)),
         positive_output=outputs[1],
         x_c_built=True,
         **labels,
@@ -104,7 +104,7 @@ def _labels(row: Mapping[str, Any], concept: str | None) -> dict[str, Any]:
     return labels | {"concept": own if own is not None and own.strip() else concept}
 
 
-def _asking(prompt: Text, make: Callable[[str], str]) -> Text:
+def asking(prompt: Text, make: Callable[[str], str]) -> Text:
     """The prompt with its last user turn changed: a plain text as a whole, a transcript before its "Assistant:"."""
     if isinstance(prompt, str):
         mark = ASSISTANT_MARK if prompt.endswith(ASSISTANT_MARK) else ""
