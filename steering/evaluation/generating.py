@@ -18,10 +18,8 @@ from ...probes.generation import respects_left_padding, stop_ids
 from ...probes.huggingface import HuggingFaceSubject
 from ...probes.shards import Progress, item_key
 from ...probes.subject import Subject
-from ..sets import SteeringSet
 from ..vector import SteeringVector
-
-Steering = SteeringVector | SteeringSet
+from .applying import Steering, applying
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,7 @@ def generate_steered(
     if not isinstance(subject, HuggingFaceSubject):
         raise InputError(f"{subject.name}: this carrier generates no ids; load the checkpoint with transformers")
     mixed = isinstance(vector, SteeringVector) and respects_left_padding(subject)
-    ends = stop_ids(subject)
+    ends, applied = stop_ids(subject), applying(subject, vector)
     found: dict[int, Generation] = {}
     for batch in _batches(wanted, batch_size, mixed):
         prompts = [wanted[i].ids for i in batch]
@@ -94,7 +92,7 @@ def generate_steered(
             options["logits_processor"] = [PromptNoise(prompts, float(temperature), seed)]
         strengths = [wanted[i].strength for i in batch]
         one = len({*strengths}) == 1
-        with subject.editing({}) if vector is None else vector.applied(subject, strengths[0] if one else strengths):
+        with applied(strengths[0] if one else strengths):
             made = [_generation(subject, ids, ends) for ids in subject.generate_ids(prompts, **options)]
         found |= dict(zip(batch, made, strict=True))
         if keep is not None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from ...errors import InputError
 from ...probes.shards import item_key
-from .generating import Generation, Steering, Wanted
+from .applying import Steering
+from .generating import Generation, Wanted
 
 FILE = "generations.jsonl"
 

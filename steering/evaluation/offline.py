@@ -12,8 +12,8 @@ import numpy as np
 
 from ...errors import InputError
 from ...probes.encoding import Encoder, Ids
-from ...probes.inputs import Source
-from ...probes.pair_rows import RowError, Text
+from ...probes.inputs import Prompt, Source
+from ...probes.pair_rows import Invalid, RowError, Text
 from ...probes.sequence_scores import TokenSequence, score_sequences
 from ...probes.shards import item_key
 from ...probes.subject import Subject
@@ -209,11 +209,10 @@ def _scored(subject: Subject, encoder: Encoder, texts: Sequence[tuple[Text, Text
 
 def _answers(subject: Subject, encoder: Encoder, prompts: Sequence[Text], **options: Any) -> list[tuple[Text, str]]:
     wanted: list[tuple[Text, Ids]] = []
-    for text in prompts:
-        try:
-            wanted.append((text, encoder.encode_apart(text, "?", 0)[0]))
-        except RowError:
-            continue
+    for row, text in enumerate(prompts):
+        ids = encoder.encode_prompt(Prompt(row=row, text=text))
+        if not isinstance(ids, Invalid) and ids:
+            wanted.append((text, ids))
     made = generate_steered(subject, None, [Wanted(ids) for _, ids in wanted], **options)
     return [(text, answer.text) for (text, _), answer in zip(wanted, made, strict=True) if answer.text.strip()]
 

@@ -5,7 +5,7 @@ The scale and the joining are AxBench's (stanfordnlp/axbench). A rating that cou
 
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -23,6 +23,7 @@ Ratings = tuple[float | int | None, float | int | None, float | int | None]
 _RATED = re.compile(r"[ \t]*(\[\[)?[ \t]*([0-9]+(?:\.[0-9]+)?)[ \t]*(?(1)\]\])[ \t]*\.?[ \t\r]*")
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """Rates an output: (concept, instruction, fluency), each in [0, 2], None where it could not be rated.
 
@@ -79,7 +80,7 @@ def parse_rating(text: str) -> float | None:
     return value if value is not None and value <= HIGHEST else None
 
 
-def checked_ratings(ratings: Sequence[float | int | None], where: str) -> tuple[float, float, float]:
+def checked_ratings(ratings: Any, where: str) -> tuple[float, float, float]:
     """What a scorer gave as numbers, NaN where it is missing. InputError, saying where, for anything else."""
     if not isinstance(ratings, Sequence) or isinstance(ratings, str) or len(ratings) != 3:
         raise InputError(f"{where}: the scorer gave {ratings!r}; expected (concept, instruction, fluency)")

@@ -19,8 +19,9 @@ from ...probes.subject import Subject
 from ..encoded import quadruple_encoder
 from ..factors import finite
 from ..quadruples import QuadrupleFile
+from .applying import Steering
 from .asked import AskedFile, AskedPrompt, encoded, read_asked
-from .generating import Generation, Steering, Wanted, generate_steered
+from .generating import Generation, Wanted, generate_steered
 from .kept import KeptGenerations, vector_key
 from .ratings import DIRECTIONS, RATINGS, Scorer, checked_ratings, rating_score
 from .selecting import Selection, select_strength
