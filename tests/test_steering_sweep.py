@@ -50,11 +50,14 @@ def answers(found) -> dict[tuple[str, float], str]:
 # ---- the answers
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 64])
-@pytest.mark.parametrize("vector", [clamp(), adding(), clamp(positions=Positions("generation"))])
+@pytest.mark.parametrize(
+    ("vector", "batch_size"),
+    [(clamp(), 1), (clamp(), 64), (adding(), 5), (clamp(positions=Positions("generation")), 5)],
+)
 def test_greedy_answers_are_those_of_one_prompt_and_strength_at_a_time(subject, vector, batch_size):
-    found = answers(sweep(subject, PROMPTS, vector, STRENGTHS, letters_a, temperature=0, batch_size=batch_size, **FAST))
-    assert len({*found.values()}) > len(PROMPTS)  # strengths say different things
+    prompts, grid = PROMPTS[:4], [-2, 0, 2.5]
+    found = answers(sweep(subject, prompts, vector, grid, letters_a, temperature=0, batch_size=batch_size, **FAST))
+    assert len({*found.values()}) > len(prompts)  # strengths say different things
     for (prompt, strength), output in found.items():
         with vector.applied(subject, strength):
             assert [output] == subject.generate([prompt], max_new_tokens=6)

@@ -76,12 +76,12 @@ def detection(
     """AUROC of the largest coordinate, ties 1/2, and accuracy on hard negatives at a threshold chosen elsewhere.
 
     positive, negative, hard: texts, or rows with `text`, or with `prompt` and `response`, of which the response's
-    tokens count. Held out, that is for the caller: none that the vector was fitted on. A text is read raw, without the
-    BOS's own state; to its first max_tokens tokens. Hard negatives look like the concept and are none.
+        tokens count. Hard negatives look like the concept and are none. Held out, that is for the caller: none that the
+        vector was fitted on. A text is read raw, to its first max_tokens tokens. The first token of all, BOS or not,
+        does not count: attention rests on it, and its huge state is not the text's.
     The threshold maximises sensitivity + specificity - 1 (Youden 1950) on half of the positive and negative texts, all
-    of one prompt in one half; the other half gives sensitivity and specificity, and hard negatives are not of a prompt
-    that chose. Intervals: bootstrap over prompts (or
-    texts). AxBench, arXiv 2501.17148.
+    of one prompt in one half; the other half gives sensitivity and specificity, and hard negatives of a prompt that
+    chose are left out. Intervals: bootstrap over prompts (or texts). AxBench, arXiv 2501.17148.
     Raises InputError for texts of which none can be read, and where `vector` does not belong on the subject.
     """
     if max_tokens < 1:
@@ -262,6 +262,7 @@ def _encoded(encoder: Encoder, row: object, number: int, longest: int) -> tuple[
     except RowError:
         return None
     ids = (*before, *after[:longest])
-    if len(ids) == len(before) or (encoder.max_length is not None and len(ids) > encoder.max_length):
+    start = max(1, len(before))  # the first token of all, BOS or not, draws attention: its state is not the text's
+    if len(ids) <= start or (encoder.max_length is not None and len(ids) > encoder.max_length):
         return None
-    return cluster, ids, len(before)
+    return cluster, ids, start
