@@ -1,6 +1,7 @@
 """Detection by the largest coordinate: E11, naive loops, and a threshold that the reported texts never see."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from tiny_tokenizer import tiny_tokenizer
 import alignscope
 from alignscope import InputError, SteeringVector
 from alignscope.diagnose.statistics import resampled_counts
-from alignscope.steering import Factors, Site, Subspace, detection
+from alignscope.steering import Factors, Site, Subspace, baselines, detection
 from alignscope.steering.evaluation.detecting import auroc_draws, concept_direction, youden_threshold
 from alignscope.steering.separation import auroc
 
@@ -185,3 +186,14 @@ def test_without_hard_negatives_the_accuracy_is_null_with_a_reason(subject):
 def test_what_cannot_be_compared_is_refused(subject, change, message):
     with pytest.raises(InputError, match=message):
         detection(subject, **({"vector": clamp(), "positive": SHOWN, "negative": PLAIN} | change))
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_a_refusal_direction_tells_requests_apart_on_the_real_model(ladder_reference, data_folder):
+    files = [data_folder / "data" / "refusal_quadruples" / f"{name}.parquet" for name in ("train", "test")]
+    train, test = (pd.read_parquet(file).to_dict("records") for file in files)
+    subject = alignscope.load(ladder_reference)
+    vector = baselines.fit_diffmean(subject, train[:24], layer=14, holdout=0)
+    sides = ([row[f"{side}_input"] for row in test[:30]] for side in ("positive", "negative"))
+    assert detection(subject, vector, *sides).estimates["auroc"].value > 0.95  # 0.99; 0.31 with the first token

@@ -198,8 +198,8 @@ def _benign(
     for name, found in (("before", before.frame), ("after", after.frame)):
         for column in ("log_odds", "output", "matched"):
             frame[f"{column}_{name}"] = found[column]
-    sides = [frame[f"matched_{name}"].to_numpy(bool) for name in ("before", "after")]
-    paired = paired_shares(*sides, frame["cluster"].to_numpy(str), what=WHAT["refusals"], seed=seed)
+    refused, still = (frame[f"matched_{name}"].to_numpy(bool) for name in ("before", "after"))
+    paired = paired_shares(refused, still, frame["cluster"].to_numpy(str), what=WHAT["refusals"], seed=seed)
     return paired, frame, dict(before.counts)
 
 
@@ -220,7 +220,7 @@ def _questions(
     before = letter_log_probs(subject, encoder, kept)
     with applying(subject, vector)(strength):
         after = letter_log_probs(subject, encoder, kept)
-    right = [right_answers(found, kept) for found in (before, after)]
+    right, right_after = right_answers(before, kept), right_answers(after, kept)
     frame = pd.DataFrame(
         {
             "row": [question.row for question in kept],
@@ -228,13 +228,13 @@ def _questions(
             "answer": [question.answer for question in kept],
             "chosen_before": before.argmax(1),
             "chosen_after": after.argmax(1),
-            "right_before": right[0],
-            "right_after": right[1],
+            "right_before": right,
+            "right_after": right_after,
         }
     )
     texts = np.array([question.text for question in kept])
     counts = {"used": len(kept), "unreadable": len(file.questions) - len(kept), **file.reasons}
-    return paired_shares(*right, texts, what=WHAT["capability"], seed=seed), frame, counts
+    return paired_shares(right, right_after, texts, what=WHAT["capability"], seed=seed), frame, counts
 
 
 def _paired_estimates(name: str, paired: PairedShares | None) -> dict[str, Estimate]:

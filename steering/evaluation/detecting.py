@@ -167,20 +167,21 @@ def auroc_draws(
 
 def _result(frame: pd.DataFrame, counts: dict[str, int], seed: int) -> Detection:
     scores = {kind: frame[frame["kind"] == kind] for kind in KINDS}
-    both = [scores[kind]["score"].to_numpy(float) for kind in ("positive", "negative")]
+    shown, plain = (scores[kind]["score"].to_numpy(float) for kind in ("positive", "negative"))
     codes, n_clusters = cluster_codes(
         np.concatenate([scores[kind]["cluster"].to_numpy(str) for kind in ("positive", "negative")])
     )
-    drawn = auroc_draws(*both, (codes[: len(both[0])], codes[len(both[0]) :]), n_clusters, seed=seed)
-    value = auroc(*(torch.tensor(side) for side in both))
+    sides = codes[: len(shown)], codes[len(shown) :]
+    drawn = auroc_draws(shown, plain, sides, n_clusters, seed=seed)
+    value = auroc(torch.tensor(shown), torch.tensor(plain))
     boot = single_column(value, drawn, n=len(codes), n_clusters=n_clusters)
     label = "AUROC: P(a text with the concept scores higher), ties 1/2"
     estimates = {"auroc": estimate_from(boot, 0, label=label, null_value=0.5)}
     chooses = frame["half"] == "threshold"
-    sides = [frame["score"][chooses & (frame["kind"] == kind)].to_numpy(float) for kind in ("positive", "negative")]
-    if not all(len(side) for side in sides):
+    above, below = (frame["score"][chooses & (frame["kind"] == kind)].to_numpy(float) for kind in KINDS[:2])
+    if not (len(above) and len(below)):
         raise InputError("too few texts: the half that chooses the threshold has none of a kind; give more")
-    threshold = youden_threshold(*sides)
+    threshold = youden_threshold(above, below)
     told = {
         "sensitivity": ("positive", "Texts with the concept at or above the threshold"),
         "specificity": ("negative", "Texts without it below the threshold"),

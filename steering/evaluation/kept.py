@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...probes.shards import item_key
+from ..vector import SteeringVector
 from .applying import Steering
 from .generating import Generation, Wanted
 
@@ -67,7 +68,7 @@ class KeptGenerations:
 
 def vector_key(vector: Steering) -> str:
     """Names all that a vector does at any strength: sites, directions, factors, tokens."""
-    if not hasattr(vector, "vectors"):
+    if isinstance(vector, SteeringVector):
         strengths = (1.0,) if vector.edit == "ablate" else (1.0, -1.0)
         return item_key(str(vector.site), [vector.edit_for(s).key for s in strengths])
     return item_key(vector.joint, [vector_key(part) for part in vector.vectors])

@@ -17,6 +17,7 @@ from ...probes.token_positions import announced_prompts
 from ...probes.vocabulary import real_vocabulary
 from ..losses import kl_source
 from ..sets import SteeringSet
+from ..vector import SteeringVector
 from .applying import Steering, applying
 
 BATCH_TOKENS = 4096
@@ -77,5 +78,5 @@ def _announced(generation: bool, begins: Tensor, run: Callable[[], Tensor]) -> T
         return run()
 
 
-def _vectors(vector: Steering) -> Sequence["Steering"]:
+def _vectors(vector: Steering) -> Sequence[SteeringVector]:
     return list(vector.vectors) if isinstance(vector, SteeringSet) else [vector]
