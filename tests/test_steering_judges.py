@@ -1,5 +1,7 @@
 """Judges without a language-model judge: words, a reward model, and the unsteered model's own probabilities."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -165,12 +167,26 @@ def test_concept_and_prompt_are_told_from_the_probabilities(organism, offline):
     assert offline(row["negative_input"], " n1 n1 n1 n1 n1 n1 n1 n1", "")[2] == 0.0
 
 
+def test_what_x_c_adds_is_counted_a_token(organism, offline):
+    row = organism.quadruples[3]
+    asked, plain = (
+        log_prob(organism, row[f"{side}_input"], row["positive_output"]) for side in ("positive", "negative")
+    )
+    e = (asked - plain) / 5
+    for expected, rating in ((e - 1e-3, 2.0), (e + 1e-3, 1.0)):
+        scorer = replace(offline, expected=expected)
+        assert scorer(row["negative_input"], row["positive_output"], "")[0] == rating
+
+
 def test_ratings_are_those_of_the_unsteered_model_also_inside_an_edit(organism, offline):
     row = organism.quadruples[2]
-    call = (row["negative_input"], row["positive_output"], "")
+    call = (row["negative_input"], row["negative_output"], "")
     outside = offline(*call)
-    with organism.subject.editing({Site(1): Add(torch.full((64,), 9.0))}):
+    far = 20 * torch.randn(64, generator=torch.Generator().manual_seed(0))
+    with organism.subject.editing({Site(2): Add(far)}):
+        assert log_prob(organism, *call[:2]) < -5 * 2 * offline.usual  # what it would be rated by
         assert offline(*call) == outside
+    assert outside[2] > 0
 
 
 def test_a_prompt_that_no_quadruple_holds_gets_a_built_partner(organism, offline):
