@@ -13,7 +13,7 @@ import zoo as models
 from alignscope import InputError, SteeringVector
 from alignscope.probes.generation import respects_left_padding
 from alignscope.steering import Factors, Positions, Site, SteeringSet, Subspace
-from alignscope.steering.evaluation import sweep
+from alignscope.steering.evaluation import KeywordScorer, sweep
 from alignscope.steering.evaluation.asked import read_asked
 from alignscope.steering.evaluation.generating import PromptNoise, Wanted, generate_steered
 from alignscope.steering.evaluation.kept import vector_key
@@ -169,6 +169,14 @@ def test_the_summary_says_the_strength_and_the_findings(subject):
     found = sweep(subject, PROMPTS, clamp(), [1, 2], lambda p, o, c: (1, 1, 1), **FAST)
     assert "Elicit: strength 1, score 1 of 2 on 3 outputs" in found.summary()
     assert "Grid too short" in found.summary()
+
+
+def test_scores_of_a_rule_of_ours_are_marked_reconstructed(subject):
+    ours = KeywordScorer(["a"], rest=lambda p, o, c: (None, 1, 1))
+    for scorer, marked in ((ours, True), (letters_a, False)):
+        found = sweep(subject, PROMPTS, clamp(), [1, 2], scorer, temperature=0, **FAST)
+        assert {e.reconstructed for e in found.estimates.values()} == {marked}
+        assert found.settings["reconstructed"] is marked
 
 
 def test_quadruples_are_asked_both_ways():

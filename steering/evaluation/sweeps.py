@@ -6,7 +6,7 @@ found.selected(), found.estimates["elicit_reported_score"]
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -136,6 +136,10 @@ def sweep(
         selection = select_strength(outputs, split=split, seed=seed, draws=draws)
     except ValueError as error:
         raise InputError(f"{file.source}: {error}") from error
+    ours = bool(getattr(scorer, "reconstructed", False))
+    if ours:
+        told = {name: e.model_copy(update={"reconstructed": True}) for name, e in selection.estimates.items()}
+        selection = replace(selection, estimates=told)
     return Sweep(
         outputs=_with_halves(outputs, selection),
         selection=selection,
@@ -148,7 +152,7 @@ def sweep(
             "prompts": file.source,
             "prompts_sha256": file.sha256,
             "scorer": getattr(scorer, "name", getattr(scorer, "__name__", type(scorer).__name__)),
-            "reconstructed": bool(getattr(scorer, "reconstructed", False)),
+            "reconstructed": ours,
         },
         counts={"prompts": len(file.prompts), **file.reasons},
     )
