@@ -20,7 +20,11 @@ _LAZY = {
     "SteeringSet": ".sets",
     "SteeringVector": ".vector",
     "Subspace": ".subspace",
+    "detection": ".evaluation.detecting",
     "fit_interchange": ".cdas",
+    "select_strength": ".evaluation.selecting",
+    "side_effects": ".evaluation.damage",
+    "sweep": ".evaluation.sweeps",
     "train_cdas": ".training",
 }
 
@@ -37,7 +41,11 @@ __all__ = [
     "SteeringSet",
     "SteeringVector",
     "Subspace",
+    "detection",
     "fit_interchange",
+    "select_strength",
+    "side_effects",
+    "sweep",
     "train_cdas",
 ]
 
@@ -45,6 +53,10 @@ if TYPE_CHECKING:
     from ..probes.subject import Edit, Site
     from .cdas import FitResult, fit_interchange
     from .edits import Ablate, Add, Clamp, Interchange
+    from .evaluation.damage import side_effects
+    from .evaluation.detecting import detection
+    from .evaluation.selecting import select_strength
+    from .evaluation.sweeps import sweep
     from .factors import Factors
     from .positions import Positions
     from .sets import SteeringSet
