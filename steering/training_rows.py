@@ -21,7 +21,7 @@ from .encoded import RunPair
 from .losses import token_losses, token_weights
 from .positions import Positions
 from .preparing import edited_tokens
-from .reading import BATCH_TOKENS, read_states
+from .reading import BATCH_TOKENS, Reading, read_states
 from .subspace import Subspace
 
 AGREE = 1e-5  # of the largest logit: resumed against whole forward passes
@@ -107,10 +107,17 @@ class TrainingRows:
 
 
 def training_rows(
-    subject: Subject, site: Site, positions: Positions, pairs: Sequence[RunPair], *, cache_bytes: float | int
+    subject: Subject,
+    site: Site,
+    positions: Positions,
+    pairs: Sequence[RunPair],
+    *,
+    cache_bytes: float | int,
+    read: Reading = read_states,
 ) -> tuple[TrainingRows, list[str]]:
     """The rows, and why something is not kept: more than cache_bytes, or a model that does not go on from its middle.
 
+    read: how the source runs are read; SharedReading where several sites are trained on.
     Raises InputError where a base run has no edited token.
     """
     for pair in pairs:
@@ -120,14 +127,15 @@ def training_rows(
     width = subject.d_model * 4
     of_targets = sum(pair.source.n_scored for pair in pairs) * width
     of_base = sum(len(pair.base.ids) for pair in pairs) * width
-    read = _read_sources(subject, site, pairs)
+    kept = of_targets <= cache_bytes
+    sources = _read_sources(subject, site, pairs, read, residuals=kept)
     rows = TrainingRows(
         subject=subject,
         site=site,
         positions=positions,
         pairs=pairs,
-        source=torch.cat([state for state, _ in read]).float(),
-        targets=[residual for _, residual in read] if of_targets <= cache_bytes else None,
+        source=torch.cat([state for state, _ in sources]).float(),
+        targets=[residual for _, residual in sources] if kept else None,
     )
     if rows.targets is None:
         told.append(f"source runs are read again at every step: {of_targets:.3g} bytes are above cache_bytes")
@@ -162,10 +170,12 @@ def _keep_base(rows: TrainingRows) -> str | None:
     return f"going on from block {count} misses the logits by {off:.2g} of the largest (allowed: {AGREE:g})"
 
 
-def _read_sources(subject: Subject, site: Site, pairs: Sequence[RunPair]) -> list[tuple[Tensor, Tensor]]:
+def _read_sources(
+    subject: Subject, site: Site, pairs: Sequence[RunPair], read: Reading = read_states, *, residuals: bool = True
+) -> list[tuple[Tensor, Tensor]]:
     runs = [pair.source for pair in pairs]
     at = [[pair.place] for pair in pairs]
-    return read_states(subject, site, [run.ids for run in runs], at, [_predicting(run) for run in runs])
+    return read(subject, site, [run.ids for run in runs], at, [_predicting(run) for run in runs] if residuals else None)
 
 
 def _predicting(run: TokenSequence) -> list[int]:

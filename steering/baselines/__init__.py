@@ -13,13 +13,14 @@ _LAZY = {
     "fit_pca": ".components",
     "fit_probe": ".probing",
     "random_vector": ".drawn",
+    "random_vectors": ".drawn",
 }
 
-__all__ = ["ablation", "everywhere", "fit_diffmean", "fit_pca", "fit_probe", "random_vector"]
+__all__ = ["ablation", "everywhere", "fit_diffmean", "fit_pca", "fit_probe", "random_vector", "random_vectors"]
 
 if TYPE_CHECKING:
     from .components import fit_pca
-    from .drawn import random_vector
+    from .drawn import random_vector, random_vectors
     from .means import ablation, everywhere, fit_diffmean
     from .probing import fit_probe
 
