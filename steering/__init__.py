@@ -20,7 +20,10 @@ _LAZY = {
     "SteeringSet": ".sets",
     "SteeringVector": ".vector",
     "Subspace": ".subspace",
+    "bidirectionality": ".evaluation.both_ways",
+    "faithfulness": ".evaluation.teacher_forcing",
     "fit_interchange": ".cdas",
+    "scan_layers": ".evaluation.layer_scan",
     "train_cdas": ".training",
 }
 
@@ -37,7 +40,10 @@ __all__ = [
     "SteeringSet",
     "SteeringVector",
     "Subspace",
+    "bidirectionality",
+    "faithfulness",
     "fit_interchange",
+    "scan_layers",
     "train_cdas",
 ]
 
@@ -45,6 +51,9 @@ if TYPE_CHECKING:
     from ..probes.subject import Edit, Site
     from .cdas import FitResult, fit_interchange
     from .edits import Ablate, Add, Clamp, Interchange
+    from .evaluation.both_ways import bidirectionality
+    from .evaluation.layer_scan import scan_layers
+    from .evaluation.teacher_forcing import faithfulness
     from .factors import Factors
     from .positions import Positions
     from .sets import SteeringSet
