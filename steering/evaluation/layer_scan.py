@@ -35,7 +35,6 @@ class LayerRow:
     recovered: Mapping[str, Estimate]
     worst: Estimate  # the larger KL of the directions trained, chosen anew in every resample
     times_best: float | None  # share of resamples in which this layer is the choice; None: fewer than 20 prompts
-    auroc: float | None  # of the projection of held-out prompts (rank 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -122,10 +121,10 @@ def scan_layers(
     }
     judged = [sides[way] for way in WAYS if directions in ("both", way)]
     worst = {layer: _largest([side.kl(str(layer)) for side in judged]) for layer in sorted(chosen)}
-    best = min(worst, key=lambda layer: worst[layer][0])  # the first of equals: the earlier layer
+    best = smallest({layer: value for layer, (value, _) in worst.items()})
     times = _times_best([draws for _, draws in worst.values()]) if judged[0].n_clusters >= MIN_CLUSTERS else None
     rows = tuple(
-        _row(layer, vectors[layer], sides, judged, worst[layer], None if times is None else float(times[number]))
+        _row(layer, sides, judged, worst[layer], None if times is None else float(times[number]))
         for number, layer in enumerate(worst)
     )
     return LayerScan(
@@ -143,6 +142,15 @@ def scan_layers(
         },
         notices=tuple(dict.fromkeys(told for layer in worst for told in vectors[layer].notices())),
     )
+
+
+def smallest(values: Mapping[int, float]) -> int:
+    """The layer with the smallest value, the earlier of equals.
+
+    >>> smallest({2: 0.5, 1: 0.5, 0: 0.7})
+    1
+    """
+    return min(sorted(values), key=values.__getitem__)
 
 
 def _require_layers(layers: Sequence[int], component: str, subject: Subject) -> None:
@@ -166,7 +174,6 @@ def _times_best(draws: Sequence[Float[np.ndarray, "B"]]) -> Float[np.ndarray, "L
 
 def _row(
     layer: int,
-    vector: SteeringVector,
     sides: Mapping[str, DirectionShares],
     judged: Sequence[DirectionShares],
     worst: Ratio,
@@ -183,7 +190,6 @@ def _row(
         },
         worst=ratio_estimate(judged[0].boot, worst, n, label=f"worst KL of layer {layer}", unit=NATS),
         times_best=times_best,
-        auroc=None if vector.factors is None else vector.factors.auroc,
     )
 
 
@@ -194,4 +200,4 @@ def _line(row: LayerRow) -> dict[str, Any]:
     worst = cells("worst_kl", row.worst)
     first = row.kl[WAYS[0]]
     sizes = {"n_tokens": row.worst.n, "n_prompts": first.n_clusters}
-    return found | worst | {"times_best": row.times_best, "auroc": row.auroc, **sizes, "reason": row.worst.reason}
+    return found | worst | {"times_best": row.times_best, **sizes, "reason": row.worst.reason}
