@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
-from spinal_models import letters, tiny_model
-from tiny_tokenizer import tiny_tokenizer
+from tiny_steering import WAYS, WORDS, fixed_subject
 
 import alignscope
 from alignscope import InputError, SteeringVector
@@ -15,12 +14,6 @@ from alignscope.steering import Factors, Positions, Site, SteeringSet, Subspace,
 from alignscope.steering.evaluation import Candidate, Faithfulness, forced
 from alignscope.steering.evaluation.shares import DirectionShares, difference
 
-WAYS = ("elicit", "suppress")
-WORDS = [
-    {"negative_input": f"say {word}", "negative_output": f"{word[:3]} no", "positive_input": f"say {word} ab",
-     "positive_output": f"yes {word[::-1]}"[: 4 + i % 5]}
-    for i, word in enumerate(letters(24, longest=9))
-]  # fmt: skip
 QUICK = {"resamples": 50, "random_seeds": 1}
 FEW = {"training": WORDS[:16], **QUICK}  # with few rows to test on
 HUGE = SteeringVector.adding(torch.full((32,), 3e38), Site(1))
@@ -28,7 +21,7 @@ HUGE = SteeringVector.adding(torch.full((32,), 3e38), Site(1))
 
 @pytest.fixture(scope="module")
 def llama() -> alignscope.Subject:
-    return alignscope.wrap(tiny_model(blocks=3, width=32), tiny_tokenizer())
+    return fixed_subject()
 
 
 @pytest.fixture(scope="module")
