@@ -326,6 +326,7 @@ def test_a_set_of_one_is_its_vector_and_one_everywhere_is_not(llama, vector):
     found = faithfulness(llama, WORDS[:5], SteeringSet([vector]), compare=sets, **FEW)
     for direction in WAYS:
         assert np.array_equal(column(found, "vector", direction), column(found, "set", direction))
+    assert any("the first site of the set" in told for told in found.notices)
     assert np.abs(column(found, "one", "suppress") - column(found, "all", "suppress")).max() > 1e-4
 
 

@@ -54,10 +54,13 @@ def test_the_chosen_layer_has_the_smallest_worst_kl_on_the_rows_held_out(llama, 
 
 
 def test_a_one_way_scan_is_judged_that_way(llama):
-    scan = scan_layers(llama, WORDS, [0, 2], directions="suppress", **FAST)
-    for row in scan.rows:
-        assert row.worst.value == row.kl["suppress"].value
-    assert scan.chosen == min(scan.rows, key=lambda row: row.kl["suppress"].value).layer
+    other = []
+    for way in WAYS:
+        scan = scan_layers(llama, WORDS, [0, 2], directions=way, **FAST)
+        assert [row.worst.value for row in scan.rows] == [row.kl[way].value for row in scan.rows]
+        assert scan.chosen == min(scan.rows, key=lambda row, way=way: row.kl[way].value).layer
+        other += [max(kl.value for kl in row.kl.values()) > row.worst.value for row in scan.rows]
+    assert any(other)  # the way not trained is the worse one somewhere
 
 
 def test_few_held_out_prompts_have_no_interval_and_many_have(llama, scan):

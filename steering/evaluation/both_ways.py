@@ -57,8 +57,15 @@ def bidirectionality(
     methods = {FULL: own}
     if selected is not None:
         methods[SELECTED] = Candidate.of(own.vector, selected)
-    text = {"template": template, "eos": eos, "max_response_tokens": max_response_tokens}
-    data = evaluated_rows(subject, quadruples, own.vector, rows=rows, **text)
+    data = evaluated_rows(
+        subject,
+        quadruples,
+        own.vector,
+        rows=rows,
+        template=template,
+        eos=eos,
+        max_response_tokens=max_response_tokens,
+    )
     outputs = Outputs(subject, data, max_new_tokens=max_new_tokens, batch_size=batch_size)
     sides: dict[str, DirectionShares] = {}
     judged: dict[tuple[str, str], Flips] = {}

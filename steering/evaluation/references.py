@@ -59,9 +59,11 @@ def _options(
         raise InputError("the vector names no site: give the layer of random directions and the difference of means")
     split_alike = "holdout" in made and metadata_of(first).get("sha256") == file.sha256
     holdout = made["holdout"] if split_alike else 0
-    told = ()
+    told: tuple[str, ...] = ()
     if file.sha256 == rows.file.sha256 and not (rows.held_out and holdout):
         told = ("random factors and the difference of means were fitted on the rows tested: they flatter these",)
+    if first is not vector:
+        told = (*told, f"random directions and the difference of means act at {site}, the first site of the set")
     positions = getattr(first, "positions", None)
     return {
         "layer": site.layer,

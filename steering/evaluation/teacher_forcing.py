@@ -59,8 +59,15 @@ def faithfulness(
     """
     own = Candidate.of(vector, strengths)
     given = _named(compare or {})
-    text = {"template": template, "eos": eos, "max_response_tokens": max_response_tokens}
-    data = evaluated_rows(subject, quadruples, own.vector, rows=rows, **text)
+    data = evaluated_rows(
+        subject,
+        quadruples,
+        own.vector,
+        rows=rows,
+        template=template,
+        eos=eos,
+        max_response_tokens=max_response_tokens,
+    )
     beside, told = references(
         subject,
         training,
