@@ -148,6 +148,7 @@ def test_rows_that_a_rule_cannot_judge_are_counted(llama, vector):
     assert found.outputs.flipped.isna().sum() == 8
     assert seen.count("elicit") == 12
     assert found.settings["flips"] == "rule"
+    assert not elicit.flips.reconstructed
 
 
 def test_an_ablation_has_no_flips_to_elicit(llama):
@@ -163,6 +164,7 @@ def test_an_ablation_has_no_flips_to_elicit(llama):
 def test_the_table_has_a_line_a_direction(found):
     frame = found.to_frame()
     assert frame.direction.tolist() == list(WAYS)
+    assert found.row("elicit").full.flips.reconstructed  # the rule is ours
     assert frame.selected_strength.tolist() == [0.5, -2]
     for name in ("flips", "kl_after", "recovered", "selected_flips", "selected_kl_after", "selected_recovered"):
         assert frame[name].notna().all()

@@ -1,6 +1,7 @@
 """Does one vector put the concept in and take it out? Flips and teacher-forced KL in both directions, side by side."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -14,7 +15,7 @@ from ..quadruples import QuadrupleFile
 from ..reading import BATCH_TOKENS
 from .both_ways_table import AtStrength, Bidirectionality, DirectionRow
 from .candidates import ELICIT, SUPPRESS, WAYS, Candidate, Steering, Strengths
-from .evaluated_rows import evaluated_rows
+from .evaluated_rows import EvaluatedRows, evaluated_rows
 from .flips import FlipRule, Flips, Outputs, begins_with_target, same_answer
 from .shares import POINTS, DirectionShares, difference, missing, ratio_estimate
 from .sides import NO_EDIT, forced_side
@@ -67,10 +68,9 @@ def bidirectionality(
         max_response_tokens=max_response_tokens,
     )
     outputs = Outputs(subject, data, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    sides: dict[str, DirectionShares] = {}
-    judged: dict[tuple[str, str], Flips] = {}
+    sides = {}
     for direction in WAYS:
-        sides[direction] = forced_side(
+        shares = forced_side(
             subject,
             data,
             direction,
@@ -81,41 +81,18 @@ def bidirectionality(
             level=level,
             progress=progress,
         )
-        judged[direction, NO_EDIT] = outputs.unedited(direction, rule)
+        judged = {NO_EDIT: outputs.unedited(direction, rule)}
         for name, one in methods.items():
             if one.strength(direction) is not None:
-                judged[direction, name] = outputs.steered(direction, one, rule)
-
-    def at(direction: str, name: str) -> AtStrength:
-        found, side, absent = judged.get((direction, name)), sides[direction], methods[name].absent(direction)
-        told = f"{name}, {direction}"
-        label = f"flips at {told}"
-        return AtStrength(
-            strength=methods[name].strength(direction),
-            flips=missing(label, "share", absent) if found is None else found.rate(data.clusters, label, level=level),
-            n_not_judged=0 if found is None else len(found.flipped) - found.n_judged,
-            kl=side.kl_estimate(name, f"KL at {told}", absent),
-            recovered=side.recovered_estimate(name, f"recovered share at {told}", absent),
+                judged[name] = outputs.steered(direction, one, rule)
+        sides[direction] = _Side(
+            direction=direction, methods=methods, shares=shares, judged=judged, data=data, ours=isinstance(flips, str)
         )
-
-    found = tuple(
-        DirectionRow(
-            direction=direction,
-            flips_before=judged[direction, NO_EDIT].rate(data.clusters, f"flips unedited, {direction}", level=level),
-            kl_before=sides[direction].kl_estimate(NO_EDIT, f"KL unedited, {direction}"),
-            full=at(direction, FULL),
-            selected=at(direction, SELECTED) if SELECTED in methods else None,
-            n_rows=sides[direction].n_rows,
-            n_tokens=int(sides[direction].n_tokens.sum()),
-            one_way=own.one_way,
-        )
-        for direction in WAYS
-    )
     return Bidirectionality(
-        rows=found,
-        asymmetry=_asymmetry(sides, FULL, own),
-        asymmetry_selected=_asymmetry(sides, SELECTED, methods[SELECTED]) if SELECTED in methods else None,
-        outputs=_table(judged, [row.row for row in data.quadruples]),
+        rows=tuple(side.row() for side in sides.values()),
+        asymmetry=_asymmetry(sides, FULL),
+        asymmetry_selected=_asymmetry(sides, SELECTED) if SELECTED in methods else None,
+        outputs=pd.concat([side.outputs() for side in sides.values()], ignore_index=True),
         settings={
             "flips": flips if isinstance(flips, str) else getattr(flips, "__name__", type(flips).__name__),
             "selected": {way: methods[SELECTED].strength(way) for way in WAYS} if SELECTED in methods else None,
@@ -129,6 +106,63 @@ def bidirectionality(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Side:
+    """One direction: what was forced and what was generated, by method."""
+
+    direction: str
+    methods: Mapping[str, Candidate]
+    shares: DirectionShares
+    judged: Mapping[str, Flips]  # of no edit, and of the methods that have a strength in this direction
+    data: EvaluatedRows
+    ours: bool  # the rule of flips is one of RULES
+
+    def row(self) -> DirectionRow:
+        return DirectionRow(
+            direction=self.direction,
+            flips_before=self._rate(NO_EDIT),
+            kl_before=self.shares.kl_estimate(NO_EDIT, f"KL of {NO_EDIT}, {self.direction}"),
+            full=self._at(FULL),
+            selected=self._at(SELECTED) if SELECTED in self.methods else None,
+            n_rows=self.shares.n_rows,
+            n_tokens=int(self.shares.n_tokens.sum()),
+            one_way=self.methods[FULL].one_way,
+        )
+
+    def absent(self, name: str) -> str:
+        """Why a method has no numbers in this direction."""
+        return self.methods[name].absent(self.direction)
+
+    def outputs(self) -> pd.DataFrame:
+        """A line a method and row."""
+        rows = [row.row for row in self.data.quadruples]
+        parts = [
+            pd.DataFrame({"method": name, "row": rows, "output": flips.outputs, "flipped": flips.flipped})
+            for name, flips in self.judged.items()
+        ]
+        table = pd.concat(parts, ignore_index=True).astype({"flipped": "boolean"})
+        table.insert(0, "direction", self.direction)
+        return table
+
+    def _at(self, name: str) -> AtStrength:
+        flips = self.judged.get(name)
+        absent = self.absent(name)
+        return AtStrength(
+            strength=self.methods[name].strength(self.direction),
+            flips=self._rate(name),
+            n_not_judged=0 if flips is None else len(flips.flipped) - flips.n_judged,
+            kl=self.shares.kl_estimate(name, f"KL at {name}, {self.direction}", absent),
+            recovered=self.shares.recovered_estimate(name, f"recovered share at {name}, {self.direction}", absent),
+        )
+
+    def _rate(self, name: str) -> Estimate:
+        label = f"flips of {name}, {self.direction}"
+        if name not in self.judged:
+            return missing(label, "share", self.absent(name))
+        level = self.shares.boot.level
+        return self.judged[name].rate(self.data.clusters, label, level=level, reconstructed=self.ours)
+
+
 def _rule(flips: str | FlipRule) -> FlipRule:
     if not isinstance(flips, str):
         return flips
@@ -137,22 +171,12 @@ def _rule(flips: str | FlipRule) -> FlipRule:
     return RULES[flips]
 
 
-def _asymmetry(sides: Mapping[str, DirectionShares], name: str, candidate: Candidate) -> Estimate:
-    label = f"recovered share at {name}, elicit less suppress"
-    for direction in WAYS:
-        if name not in sides[direction].names:
-            return missing(label, POINTS, f"{direction}: {candidate.absent(direction)}")
-    elicit, suppress = sides[ELICIT], sides[SUPPRESS]
+def _asymmetry(sides: Mapping[str, _Side], name: str) -> Estimate:
+    label = f"recovered share at {name}, {ELICIT} less {SUPPRESS}"
+    for side in sides.values():
+        if name not in side.shares.names:
+            return missing(label, POINTS, f"{side.direction}: {side.absent(name)}")
+    elicit, suppress = sides[ELICIT].shares, sides[SUPPRESS].shares
     both = difference(elicit.recovered(name), suppress.recovered(name))
     n = int(elicit.n_tokens.sum() + suppress.n_tokens.sum())
     return ratio_estimate(elicit.boot, both, n, label=label, unit=POINTS, null_value=0.0)
-
-
-def _table(judged: Mapping[tuple[str, str], Flips], rows: list[int]) -> pd.DataFrame:
-    parts = [
-        pd.DataFrame(
-            {"direction": direction, "method": name, "row": rows, "output": flips.outputs, "flipped": flips.flipped}
-        )
-        for (direction, name), flips in judged.items()
-    ]
-    return pd.concat(parts, ignore_index=True).astype({"flipped": "boolean"})

@@ -74,10 +74,12 @@ class Flips:
     def n_judged(self) -> int:
         return sum(value is not None for value in self.flipped)
 
-    def rate(self, clusters: Int[np.ndarray, "N"], label: str, *, level: float = LEVEL) -> Estimate:
+    def rate(
+        self, clusters: Int[np.ndarray, "N"], label: str, *, level: float = LEVEL, reconstructed: bool = False
+    ) -> Estimate:
         """Share of the judged rows that flipped, with Wilson's interval; n counts rows, the interval their prompts.
 
-        Null where no row could be judged.
+        Null where no row could be judged. reconstructed: the rule is one of ours.
         """
         judged = np.array([value is not None for value in self.flipped])
         n, n_clusters = int(judged.sum()), cluster_codes(clusters[judged])[1]
@@ -95,6 +97,7 @@ class Flips:
             method="Wilson's interval on prompts",
             reason=None if n else "the rule could judge none of the outputs",
             null_value=0.0,
+            reconstructed=reconstructed,
         )
 
 
