@@ -9,9 +9,10 @@ import alignscope
 from alignscope import InputError
 from alignscope.probes.block_gradients import flowing_to
 from alignscope.probes.subject import Tokens
-from alignscope.steering import Clamp, Positions, Site, Subspace, baselines, train_cdas
+from alignscope.steering import Clamp, Positions, Site, Subspace, baselines, side_effects, sweep, train_cdas
 from alignscope.steering.affine import AffineSteering
 from alignscope.steering.edits import Affine
+from alignscope.steering.evaluation.kept import vector_key
 from alignscope.steering.positions import prompt_ends
 from alignscope.steering.preparing import prepare
 from alignscope.steering.training import shuffled_batches
@@ -321,3 +322,29 @@ def test_what_cannot_be_trained_is_refused(llama, change, told):
 def test_no_edits_are_refused():
     with pytest.raises(InputError, match="no edits"):
         AffineSteering(edits={})
+
+
+# ------------------------------------------------------------------------------------------------- evaluated as others
+
+
+def test_its_answers_in_a_sweep_are_those_of_the_model_that_wears_it(llama, loreft):
+    prompts = ["say c", "say d", "say ef gh"]
+    found = sweep(
+        llama, prompts, loreft, [0, 1], lambda *_: (1, 1, 1), temperature=0, max_new_tokens=6, direction="elicit"
+    )  # fmt: skip
+    assert len(found.outputs) == 6
+    for row in found.outputs.itertuples():
+        with loreft.applied(llama, row.strength):
+            assert [row.output] == llama.generate([row.prompt], max_new_tokens=6)
+
+
+def test_its_side_effects_are_measured_and_strength_zero_has_none(llama, loreft):
+    texts = ["say cd ef gh", "say ef", "say hh gg"]
+    assert side_effects(llama, loreft, 0, texts=texts).estimates["kl"].value == 0.0
+    assert side_effects(llama, loreft, 1, texts=texts).estimates["kl"].value > 1e-4
+
+
+def test_other_edits_are_other_generations_to_keep(llama, loreft):
+    other = baselines.fit_loreft(llama, WORDS, layer=[0, 2], rank=2, epochs=1, lr=0.01)
+    assert vector_key(loreft) == vector_key(loreft)
+    assert vector_key(loreft) != vector_key(other)

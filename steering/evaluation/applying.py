@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from ...probes.subject import Subject
+from ..affine import AffineSteering
 from ..sets import SteeringSet
 from ..vector import SteeringVector
 
-Steering = SteeringVector | SteeringSet
+Steering = SteeringVector | SteeringSet | AffineSteering
 Applied = Callable[[float | int | Sequence[float]], AbstractContextManager[None]]
 
 
@@ -18,7 +19,7 @@ def applying(subject: Subject, vector: Steering | None) -> Applied:
     """
     if vector is None:
         return lambda strength: subject.editing({})
-    if isinstance(vector, SteeringSet):
+    if not isinstance(vector, SteeringVector):
         several = vector
         return lambda strength: several.applied(subject, strength)
     one = vector

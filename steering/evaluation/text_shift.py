@@ -15,6 +15,7 @@ from ...probes.shards import Progress
 from ...probes.subject import Subject
 from ...probes.token_positions import announced_prompts
 from ...probes.vocabulary import real_vocabulary
+from ..affine import AffineSteering
 from ..losses import kl_source
 from ..sets import SteeringSet
 from ..vector import SteeringVector
@@ -79,4 +80,6 @@ def _announced(generation: bool, begins: Tensor, run: Callable[[], Tensor]) -> T
 
 
 def _vectors(vector: Steering) -> Sequence[SteeringVector]:
+    if isinstance(vector, AffineSteering):
+        return []  # it edits prompts
     return list(vector.vectors) if isinstance(vector, SteeringSet) else [vector]
