@@ -16,7 +16,7 @@ from .cubic_term import added_cubic
 from .logistic_fits import drawn_slopes, rms, single_votes, slope_interval, steepness
 from .ranking import as_float64
 from .report import Estimate, finite
-from .statistics import MIN_CLUSTERS, cluster_codes, wilson
+from .statistics import LEVEL, MIN_CLUSTERS, cluster_codes, wilson
 
 SEPARABLE = "separable: every difference points to the preferred side, or every one away from it"
 NO_SPREAD = "no spread: every difference is 0"
@@ -44,6 +44,7 @@ class BetaFit:
     nonlinearity_p: float | None
     reason: str | None
     nonlinearity_reason: str | None
+    level: float = LEVEL  # of low and high
 
     def summary(self) -> str:
         if self.value is None:
@@ -62,6 +63,7 @@ class BetaFit:
             value=value,
             low=low if value is not None else None,
             high=high if value is not None else None,
+            level=self.level,
             n=self.n,
             n_clusters=self.n_clusters,
             unit=unit,
@@ -114,15 +116,22 @@ class Calibration:
 
 
 def fit_beta(
-    difference: Any, preference: Any = None, *, clusters: Any = None, bootstrap: int = 2000, seed: int = 0
+    difference: Any,
+    preference: Any = None,
+    *,
+    clusters: Any = None,
+    bootstrap: int = 2000,
+    seed: int = 0,
+    level: float = LEVEL,
 ) -> BetaFit:
     """beta-hat = argmax_b of sum [a log sigmoid(b d) + (1 - a) log sigmoid(-b d)], no intercept; it may be negative.
 
     difference d: dw - dl, nats, [N]; preference a = P(chosen preferred) in [0, 1], [N] (None: 1 everywhere). At the
     population optimum of DPO beta-hat is the beta of training: a smaller one means an over-confident policy, a larger
     one an under-trained one. Standard error (sum d^2 p (1 - p))^-1/2; interval by cluster bootstrap where clusters
-    (prompt ids, [N]) are given: `bootstrap` draws, percentile, null under 20 clusters or where more than 2.5 % of the
-    draws are separable. nonlinearity_p holds for labels of 0 and 1 on independent pairs; for shares it is null.
+    (prompt ids, [N]) are given: `bootstrap` draws, the middle `level` of them, null under 20 clusters or where more
+    than 2.5 % of the draws are separable. nonlinearity_p holds for labels of 0 and 1 on independent pairs; for shares
+    it is null.
     Raises ValueError for values that are not finite, shapes that differ or preferences outside [0, 1].
     """
     d, alpha = _rows("difference", difference, preference)
@@ -145,7 +154,7 @@ def fit_beta(
             reason = f"{n_clusters} clusters (prompts): an interval needs {MIN_CLUSTERS}"
         else:
             drawn = drawn_slopes(x, weight, codes[row], n_clusters, slope, draws=bootstrap, seed=seed)
-            low, high, separable, reason = slope_interval(drawn)
+            low, high, separable, reason = slope_interval(drawn, level=level)
     hard = bool(np.isin(alpha, (0.0, 1.0)).all())
     cubic, p, why = added_cubic(x, weight, slope)
     return BetaFit(
@@ -160,6 +169,7 @@ def fit_beta(
         nonlinearity_p=p if hard else None,
         reason=reason or None,
         nonlinearity_reason=why or (None if hard else SOFT),
+        level=level,
     )
 
 

@@ -18,7 +18,7 @@ from .ranking_breakdowns import quadrant_columns
 from .ranking_estimates import LABELS
 from .ranking_table import NO_LENGTHS
 from .report import Estimate, estimate_frame
-from .statistics import cluster_bootstrap, estimate_from
+from .statistics import LEVEL, cluster_bootstrap, estimate_from
 
 MOVED = ("chosen", "rejected", "chosen_per_token", "rejected_per_token")
 NO_PAIRS = "no pairs"
@@ -69,6 +69,7 @@ def displacement_table(
     sample_clusters: Any = None,
     bootstrap: int = 2000,
     seed: int = 0,
+    level: float = LEVEL,
 ) -> Displacement:
     """Mean change of chosen and rejected per sequence and per token, sign quadrants, and what sampling alone predicts.
 
@@ -86,27 +87,33 @@ def displacement_table(
     """
     ratios, counts, names = _rows(chosen_change, rejected_change, lengths, clusters)
     columns = np.concatenate([ratios, ratios / counts, (ratios[:, :1] < 0).astype(np.float64)], axis=1)
-    boot = cluster_bootstrap(columns, names, draws=bootstrap, seed=seed)
+    boot = cluster_bootstrap(columns, names, draws=bootstrap, seed=seed, level=level)
     estimates = {}
     for j, name in enumerate((*MOVED, "share_chosen_fell")):
         label, unit, null_value = LABELS[name if name.startswith("share") else f"displacement_{name}"]
         reason = NO_LENGTHS if len(ratios) and name.endswith("per_token") else NO_PAIRS
         estimates[name] = estimate_from(boot, j, label=label, unit=unit, null_value=null_value, reason=reason)
-    estimates |= sign_estimates(ratios, names, reason=NO_PAIRS, draws=bootstrap, seed=seed)
+    estimates |= sign_estimates(ratios, names, reason=NO_PAIRS, draws=bootstrap, seed=seed, level=level)
     samples = None if reference_sample_log_ratio is None else _samples(reference_sample_log_ratio, sample_clusters)
-    estimates["on_policy"] = on_policy_estimate(samples, draws=bootstrap, seed=seed)
+    estimates["on_policy"] = on_policy_estimate(samples, draws=bootstrap, seed=seed, level=level)
     beyond = beyond_sampling(estimates["chosen"], estimates["on_policy"])
     unknown = next((estimates[name].reason for name in ("on_policy", "chosen") if estimates[name].reason), None)
     return Displacement(estimates=estimates, beyond_sampling=beyond, reason=unknown if beyond is None else None)
 
 
 def sign_estimates(
-    log_ratios: Float64[np.ndarray, "n 2"], clusters: Shaped[np.ndarray, "n"], *, reason: str, draws: int, seed: int
+    log_ratios: Float64[np.ndarray, "n 2"],
+    clusters: Shaped[np.ndarray, "n"],
+    *,
+    reason: str,
+    draws: int,
+    seed: int,
+    level: float = LEVEL,
 ) -> dict[str, Estimate]:
     """Shares of the four sign quadrants, and mean |change| of chosen; `reason`: why there are none."""
     quadrants = quadrant_columns(log_ratios)
     values = np.stack([*quadrants.values(), np.abs(log_ratios[:, 0])], axis=1)
-    boot = cluster_bootstrap(values, clusters, draws=draws, seed=seed)
+    boot = cluster_bootstrap(values, clusters, draws=draws, seed=seed, level=level)
     found = {
         name: estimate_from(boot, j, label=f"pairs: {name.replace('_', ' ')}", reason=reason)
         for j, name in enumerate(quadrants)
@@ -124,6 +131,7 @@ def on_policy_estimate(
     *,
     draws: int,
     seed: int,
+    level: float = LEVEL,
     absent: str = NO_SAMPLES,
 ) -> Estimate:
     """-KL(ref || pi), the mean log-ratio of the reference's own samples: what is forced on any text that it wrote.
@@ -131,7 +139,7 @@ def on_policy_estimate(
     samples: log-ratios (nats) and prompts; None where there are none, for the reason `absent`.
     """
     values, clusters = (np.zeros(0), np.zeros(0)) if samples is None else samples
-    boot = cluster_bootstrap(values[:, None], clusters, draws=draws, seed=seed)
+    boot = cluster_bootstrap(values[:, None], clusters, draws=draws, seed=seed, level=level)
     return estimate_from(
         boot, 0, label="mean log pi / pi_ref of the reference's own samples, -KL(ref || policy)",
         unit="nats a completion", null_value=0.0, reason=absent if samples is None else NO_SAMPLE_LEFT,

@@ -107,6 +107,7 @@ def pair_checks(
         trained_beta=beta,
         bootstrap=draws,
         seed=seed,
+        level=resampling.level,
     )
     moved = displacement_table(
         chosen,
@@ -117,6 +118,7 @@ def pair_checks(
         sample_clusters=drawn["prompt_id"].to_numpy() if len(drawn) else None,
         bootstrap=draws,
         seed=seed,
+        level=resampling.level,
     )
     if moved.beyond_sampling and (cut or not given.ends_scored):  # a part of -KL is smaller: it proves nothing alone
         why = f"{cut} of {len(drawn)} samples of the reference were cut" if cut else "no end of a sample is scored"

@@ -92,7 +92,9 @@ def drawn_slopes(
     return np.concatenate(slopes)
 
 
-def slope_interval(drawn: Float64[np.ndarray, "B"]) -> tuple[float | None, float | None, int, str]:
+def slope_interval(
+    drawn: Float64[np.ndarray, "B"], *, level: float = LEVEL
+) -> tuple[float | None, float | None, int, str]:
     """Ends of the interval, the draws without a finite optimum, and why there is no interval ('' where there is)."""
     finite = np.isfinite(drawn)
     separable = int((~finite).sum())
@@ -100,5 +102,5 @@ def slope_interval(drawn: Float64[np.ndarray, "B"]) -> tuple[float | None, float
         share = f"{separable} of {len(drawn)} bootstrap draws are separable, more than {MAX_SEPARABLE:.1%}"
         return None, None, separable, f"{share}: no interval"
     # infinite draws lie beyond the percentiles that are read: any value at the far end will do
-    low, high = percentile_interval(np.clip(drawn, drawn[finite].min(), drawn[finite].max()), level=LEVEL)
+    low, high = percentile_interval(np.clip(drawn, drawn[finite].min(), drawn[finite].max()), level=level)
     return float(low), float(high), separable, ""

@@ -18,7 +18,7 @@ from .generator_law import GeneratorLaw, fit_generator_law, margin_ordering
 from .logistic_fits import rms, single_votes, slope_interval
 from .ranking import as_float64
 from .report import Estimate, estimate_frame
-from .statistics import cluster_codes
+from .statistics import LEVEL, cluster_codes
 
 __all__ = ["GeneratorLaw", "LabelLaw", "fit_generator_law", "fit_label_law", "margin_ordering"]
 
@@ -70,6 +70,7 @@ def fit_label_law(
     in_sample: bool = False,
     bootstrap: int = 2000,
     seed: int = 0,
+    level: float = LEVEL,
 ) -> LabelLaw:
     """beta^ = argmax_b of sum [a log sigmoid(b dl) + (1 - a) log sigmoid(-b dl)], no intercept: the label law of DPO.
 
@@ -88,7 +89,7 @@ def fit_label_law(
     """
     if trained_beta is not None and not (np.isfinite(trained_beta) and trained_beta > 0):
         raise ValueError(f"trained_beta={trained_beta}: expected a finite number above 0")
-    fit = fit_beta(log_ratio_gap, labels, clusters=clusters, bootstrap=bootstrap, seed=seed)
+    fit = fit_beta(log_ratio_gap, labels, clusters=clusters, bootstrap=bootstrap, seed=seed, level=level)
     beta = fit.slope_estimate("beta that fits the labels best; the training's at DPO's optimum", bootstrap=bootstrap,
                               null_value=trained_beta)  # fmt: skip
     if fit.reason in NOT_IDENTIFIABLE:
@@ -96,7 +97,7 @@ def fit_label_law(
     return LabelLaw(
         beta=beta,
         standard_error=fit.standard_error,
-        cubic=_cubic(fit, beta, log_ratio_gap, labels, clusters, bootstrap=bootstrap, seed=seed),
+        cubic=_cubic(fit, beta, log_ratio_gap, labels, clusters, bootstrap=bootstrap, seed=seed, level=level),
         nonlinearity_p=fit.nonlinearity_estimate("p that a cubic term in dl adds nothing (pairs taken as independent)"),
         reliability=_reliability(log_ratio_gap, labels, {"fitted": fit.value, "trained": trained_beta}),
         trained_beta=trained_beta,
@@ -106,7 +107,7 @@ def fit_label_law(
 
 
 def _cubic(
-    fit: BetaFit, beta: Estimate, gap: Any, labels: Any, clusters: Any, *, bootstrap: int, seed: int
+    fit: BetaFit, beta: Estimate, gap: Any, labels: Any, clusters: Any, *, bootstrap: int, seed: int, level: float
 ) -> Estimate:
     """b3 of an added b3 dl^3, its interval from the same resamples as that of beta^."""
     low, high, value = None, None, None
@@ -121,13 +122,14 @@ def _cubic(
             codes, n_clusters = cluster_codes(np.asarray(clusters))
             start = (fit.value * scale, fit.cubic)
             drawn = drawn_cubics(x, weight, codes[row], n_clusters, start, draws=bootstrap, seed=seed)
-            low, high, _, reason = slope_interval(drawn)
+            low, high, _, reason = slope_interval(drawn, level=level)
             low, high = (None if end is None else end / scale**3 for end in (low, high))
     return Estimate(
         label="b3 of sigmoid(b dl + b3 dl^3): 0 where the labels follow a straight law",
         value=value,
         low=low,
         high=high,
+        level=level,
         n=fit.n,
         n_clusters=fit.n_clusters,
         unit="1/nats^3",

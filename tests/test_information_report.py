@@ -160,6 +160,19 @@ def test_the_order_of_pairs_moves_no_rate(policy, reference, unlike):
     assert back.label_law.beta.value == pytest.approx(unlike.label_law.beta.value, abs=1e-4)
 
 
+def test_every_interval_of_the_section_is_of_the_level_that_was_asked_for(policy, reference, unlike):
+    wide, narrow = (
+        found.section().section.estimates
+        for found in (unlike, information_report(policy, reference, many(30), resamples=50, level=0.5))
+    )
+    drawn = [name for name, estimate in wide.items() if estimate.low is not None and estimate.high > estimate.low]
+    assert {"label_beta", "moved_chosen", "chosen_plausible_information"} <= {*drawn}
+    for name in drawn:
+        assert (wide[name].level, narrow[name].level) == (0.95, 0.5)
+        assert wide[name].low <= narrow[name].low <= narrow[name].high <= wide[name].high
+        assert narrow[name].high - narrow[name].low < wide[name].high - wide[name].low
+
+
 def test_shards_move_no_rate(policy, reference, unlike, monkeypatch):
     monkeypatch.setattr(final_states, "SHARD_TOKENS", 100)
     assert_same_rates(values(information_report(policy, reference, many(30), **QUICK)), values(unlike))
