@@ -42,7 +42,7 @@ def generated_ids(
         pad = ends[0] if ends else None
     stops = ends or None
     settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": stops, "pad_token_id": pad or 0}
-    size = len(rows) if len(rows) > 1 and _respects_left_padding(subject) else 1
+    size = len(rows) if len(rows) > 1 and respects_left_padding(subject) else 1
     found: list[tuple[int, ...]] = []
     model.generation_config = GenerationConfig(**settings)  # not an argument: unset fields would be filled from `own`
     try:
@@ -70,7 +70,7 @@ def _to_the_end(ids: list[int], ends: list[int]) -> tuple[int, ...]:
     return tuple(ids[: last + 1])
 
 
-def _respects_left_padding(subject: "HuggingFaceSubject") -> bool:
+def respects_left_padding(subject: "HuggingFaceSubject") -> bool:
     """Whether three pads on the left leave the last logits of a short row where they were."""
     row = [subject.vocab_size // 3, subject.vocab_size // 2]
     with torch.no_grad(), unedited():
