@@ -20,7 +20,14 @@ _LAZY = {
     "SteeringSet": ".sets",
     "SteeringVector": ".vector",
     "Subspace": ".subspace",
+    "bidirectionality": ".evaluation.both_ways",
+    "detection": ".evaluation.detecting",
+    "faithfulness": ".evaluation.teacher_forcing",
     "fit_interchange": ".cdas",
+    "scan_layers": ".evaluation.layer_scan",
+    "select_strength": ".evaluation.selecting",
+    "side_effects": ".evaluation.damage",
+    "sweep": ".evaluation.sweeps",
     "train_cdas": ".training",
 }
 
@@ -37,7 +44,14 @@ __all__ = [
     "SteeringSet",
     "SteeringVector",
     "Subspace",
+    "bidirectionality",
+    "detection",
+    "faithfulness",
     "fit_interchange",
+    "scan_layers",
+    "select_strength",
+    "side_effects",
+    "sweep",
     "train_cdas",
 ]
 
@@ -45,6 +59,13 @@ if TYPE_CHECKING:
     from ..probes.subject import Edit, Site
     from .cdas import FitResult, fit_interchange
     from .edits import Ablate, Add, Clamp, Interchange
+    from .evaluation.both_ways import bidirectionality
+    from .evaluation.damage import side_effects
+    from .evaluation.detecting import detection
+    from .evaluation.layer_scan import scan_layers
+    from .evaluation.selecting import select_strength
+    from .evaluation.sweeps import sweep
+    from .evaluation.teacher_forcing import faithfulness
     from .factors import Factors
     from .positions import Positions
     from .sets import SteeringSet

@@ -4,7 +4,7 @@ Training and the baselines prepare alike, so that they see the same rows, tokens
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from .factors import Factors
 from .model_fit import model_fingerprint, require_layer
 from .positions import Positions
 from .quadruples import QuadrupleFile, read_quadruples, require_enough, split
-from .reading import states_at
+from .reading import Reading, read_states, states_at
 from .separation import measured_factors
 from .subspace import Subspace
 
@@ -37,6 +37,7 @@ class Prepared:
     held: tuple[EncodedQuadruple, ...]
     file: QuadrupleFile  # without the rows set aside
     settings: dict[str, Any]  # JSON values
+    read: Reading = field(default=read_states, repr=False)  # how states are read: see SharedReading
 
     def source_states(self, held: bool = False) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n2 d"]]:
         """States at the source token of x_c and of x, prompts cut behind it; float32, CPU."""
@@ -45,8 +46,8 @@ class Prepared:
             return torch.zeros(0, self.subject.d_model), torch.zeros(0, self.subject.d_model)
         where = self.subject, self.site
         return (
-            states_at(*where, [row.positive for row in rows], [row.positive_place for row in rows]),
-            states_at(*where, [row.negative for row in rows], [row.negative_place for row in rows]),
+            states_at(*where, [row.positive for row in rows], [row.positive_place for row in rows], self.read),
+            states_at(*where, [row.negative for row in rows], [row.negative_place for row in rows], self.read),
         )
 
     def factors(self, subspace: Subspace) -> Factors:
@@ -90,6 +91,7 @@ def prepare(
     allow_small: bool = False,
     template: str | None = None,
     eos: str = "auto",
+    read: Reading = read_states,
 ) -> Prepared:
     """Read, encode and split. positions: a name with `prefix`, or Positions, whose own prefix then holds.
 
@@ -124,6 +126,7 @@ def prepare(
             "template": encoder.policy.template,
             "eos": eos,
         },
+        read=read,
     )
 
 

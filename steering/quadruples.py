@@ -139,7 +139,7 @@ def split(
         raise InputError(f"holdout {holdout}: a share in [0, 1) is expected")
     if holdout == 0:
         return tuple(quadruples), ()
-    groups = _connected(quadruples)
+    groups = connected(quadruples)
     sizes = Counter(groups)
     if len(sizes) < 2:
         raise InputError(
@@ -160,7 +160,7 @@ def split(
     return tuple(sides[0]), tuple(sides[1])
 
 
-def _connected(quadruples: Sequence[Quadruple]) -> list[int]:
+def connected(quadruples: Sequence[Quadruple]) -> list[int]:
     """A number a row, the same for rows that are linked by equal inputs: union-find over the texts."""
     parent: dict[str, str] = {}
 

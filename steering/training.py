@@ -18,6 +18,7 @@ from .losses import require_loss
 from .positions import Positions
 from .preparing import Prepared, one_way, prepare
 from .quadruples import QuadrupleFile
+from .reading import Reading, read_states
 from .subspace import Subspace
 from .training_rows import TrainingRows, training_rows
 from .vector import SteeringVector
@@ -51,6 +52,7 @@ def train_cdas(
     template: str | None = None,
     eos: str = "auto",
     progress: Progress | None = None,
+    read: Reading = read_states,
 ) -> SteeringVector:
     """The clamp whose subspace S [rank, d], interchanged between two runs, makes one say what the other says.
 
@@ -63,6 +65,7 @@ def train_cdas(
     epochs: passes over them in shuffled order. init: "random", or "diffmean" [reconstructed]. holdout: share of rows,
     by prompt, that is not trained on; the last step is kept, and metadata["metrics"] has their loss, epoch by epoch.
     cache_bytes: what may be kept of runs of the unedited model. template, eos, and positions: see preparing.prepare.
+    read: how unedited states are read; scan_layers has one reading serve several layers.
     Only S gets a gradient; the model is left as found: parameters, requires_grad, modes, hooks.
 
     Raises InputError for a layer or component that is not there, a rank above d, unknown names, fewer than 16 usable
@@ -94,6 +97,7 @@ def train_cdas(
         allow_small=allow_small,
         template=template,
         eos=eos,
+        read=read,
     )
     with flowing_to(subject, []):
         rows, told = _rows(data, data.train, directions, cache_bytes)
@@ -130,7 +134,7 @@ def _rows(
     data: Prepared, rows: Sequence[EncodedQuadruple], directions: str, cache_bytes: float | int
 ) -> tuple[TrainingRows, list[str]]:
     pairs = run_pairs(rows, directions)
-    return training_rows(data.subject, data.site, data.positions, pairs, cache_bytes=cache_bytes)
+    return training_rows(data.subject, data.site, data.positions, pairs, cache_bytes=cache_bytes, read=data.read)
 
 
 def _fitted(

@@ -17,7 +17,7 @@ from .edits import Interchange
 from .encoded import RunPair
 from .losses import token_losses, token_weights
 from .positions import Positions
-from .reading import read_states
+from .reading import Reading, read_states
 from .runs import Edits, Runs, blocks_below, predicting, require_edited, response
 from .subspace import Subspace
 
@@ -95,24 +95,32 @@ class TrainingRows:
 
 
 def training_rows(
-    subject: Subject, site: Site, positions: Positions, pairs: Sequence[RunPair], *, cache_bytes: float | int
+    subject: Subject,
+    site: Site,
+    positions: Positions,
+    pairs: Sequence[RunPair],
+    *,
+    cache_bytes: float | int,
+    read: Reading = read_states,
 ) -> tuple[TrainingRows, list[str]]:
     """The rows, and why something is not kept: more than cache_bytes, or a model that does not go on from its middle.
 
+    read: how the source runs are read; SharedReading where several sites are trained on.
     Raises InputError where a base run has no edited token.
     """
     runs = Runs(subject=subject, sequences=[pair.base for pair in pairs])
     require_edited(positions, runs.sequences)
     told: list[str] = []
     of_targets = sum(pair.source.n_scored for pair in pairs) * subject.d_model * 4
-    read = _read_sources(subject, site, pairs)
+    kept = of_targets <= cache_bytes
+    sources = _read_sources(subject, site, pairs, read, residuals=kept)
     rows = TrainingRows(
         subject=subject,
         site=site,
         positions=positions,
         pairs=pairs,
-        source=torch.cat([state for state, _ in read]).float(),
-        targets=[residual for _, residual in read] if of_targets <= cache_bytes else None,
+        source=torch.cat([state for state, _ in sources]).float(),
+        targets=[residual for _, residual in sources] if kept else None,
         runs=runs,
     )
     if rows.targets is None:
@@ -131,7 +139,9 @@ def _keep_base(rows: TrainingRows) -> str | None:
     return rows.runs.keep(blocks_below(rows.site), lambda chosen: rows._edits(trial, chosen))
 
 
-def _read_sources(subject: Subject, site: Site, pairs: Sequence[RunPair]) -> list[tuple[Tensor, Tensor]]:
+def _read_sources(
+    subject: Subject, site: Site, pairs: Sequence[RunPair], read: Reading = read_states, *, residuals: bool = True
+) -> list[tuple[Tensor, Tensor]]:
     runs = [pair.source for pair in pairs]
     at = [[pair.place] for pair in pairs]
-    return read_states(subject, site, [run.ids for run in runs], at, [predicting(run) for run in runs])
+    return read(subject, site, [run.ids for run in runs], at, [predicting(run) for run in runs] if residuals else None)

@@ -14,7 +14,16 @@ from alignscope import InputError, SteeringVector
 from alignscope.organisms.concept import ConceptOrganism, build_concept_organism, concept_tokenizer, sequences
 from alignscope.probes.block_gradients import flowing_to
 from alignscope.probes.resuming import LowerBlocks
-from alignscope.steering import Positions, Site, Subspace, baselines, train_cdas
+from alignscope.steering import (
+    Positions,
+    Site,
+    Subspace,
+    baselines,
+    bidirectionality,
+    faithfulness,
+    scan_layers,
+    train_cdas,
+)
 from alignscope.steering.encoded import RunPair, encode_quadruples, quadruple_encoder, run_pairs
 from alignscope.steering.preparing import prepare
 from alignscope.steering.quadruples import read_quadruples
@@ -100,6 +109,30 @@ def test_c5_layer_1_is_the_best_and_the_last_the_worst(organism, cdas):
         worse[layer] = max(trial(organism, vector, flips=False).kl)
     assert min(worse, key=worse.__getitem__) == 1
     assert max(worse, key=worse.__getitem__) == 3
+
+
+@pytest.mark.slow
+def test_c5_a_scan_chooses_layer_1_by_rows_held_out_and_fresh_ones_agree(organism):
+    scan = scan_layers(organism.subject, organism.quadruples)
+    worse = {layer: max(trial(organism, vector, flips=False).kl) for layer, vector in scan.vectors.items()}
+    assert scan.chosen == min(worse, key=worse.__getitem__) == 1
+    assert max(scan.rows, key=lambda row: row.worst.value).layer == max(worse, key=worse.__getitem__) == 3
+
+
+def test_faithfulness_is_the_kl_of_the_trial(organism, cdas):
+    """Written twice: on ids and whole logits there, on texts here."""
+    found = faithfulness(organism.subject, organism.fresh, cdas, training=organism.quadruples, random_seeds=1)
+    expected = trial(organism, cdas, flips=False)
+    for number, direction in enumerate(("elicit", "suppress")):
+        assert found.row("no edit", direction).kl.value == pytest.approx(expected.unedited[number], abs=1e-5)
+        assert found.row("vector", direction).kl.value == pytest.approx(expected.kl[number], abs=1e-5)
+
+
+def test_flips_are_those_of_the_trial(organism, cdas):
+    """On an organism that answers right, the answer to the other flag is the right one."""
+    found = bidirectionality(organism.subject, organism.fresh, cdas, max_new_tokens=5, batch_size=64)
+    flips = tuple(row.full.flips.value for row in found.rows)
+    assert flips == trial(organism, cdas).flips
 
 
 def test_a_vector_that_only_elicits_says_so(organism):

@@ -51,43 +51,52 @@ def _recentred(moments: Tensor, mass: Tensor, shift: Tensor) -> Tensor:
     )
 
 
-def merge(a: LensState, b: LensState, pairs: Pairs) -> LensState:
-    """The state of the union of two disjoint parts of a vocabulary; exact algebra (Chan's form for the residual)."""
+def merge(parts: Sequence[LensState], pairs: Pairs) -> LensState:
+    """The state of the union of disjoint parts of a vocabulary; exact algebra (Chan's form for the residual)."""
+    if len(parts) == 1:
+        return parts[0]
     first, second = [i for i, _ in pairs], [j for _, j in pairs]
-    peak = torch.maximum(a.peak, b.peak)
-    lift_a, lift_b = a.peak - peak, b.peak - peak  # <= 0
-    keep_a, keep_b = lift_a.exp(), lift_b.exp()
-    mass_a, mass_b = keep_a * a.mass, keep_b * b.mass
-    energy = keep_a * (a.energy + a.mass * lift_a) + keep_b * (b.energy + b.mass * lift_b)
+    peaks, masses, energies, pilots = (
+        torch.stack([getattr(part, name) for part in parts]) for name in ("peak", "mass", "energy", "pilot")
+    )  # [parts, S, n], the pilots [parts, P, n]
+    peak = peaks.amax(0)
+    lift = peaks - peak  # <= 0
+    keep = lift.exp()
+    kept = keep * masses
+    mass = kept.sum(0)
+    overlaps = torch.stack([part.overlap for part in parts]) * (keep[:, first] * keep[:, second]).sqrt()
+    overlap, of_first = overlaps.sum(0), kept[:, first]
+    ratios = torch.where(of_first > 0, overlaps / of_first.where(of_first > 0, 1.0), 0.0)
+    # root before square: the ratio alone may overflow where a part of the vocabulary has almost no mass
+    between = (((ratios - overlap / mass[first]) * of_first.sqrt()) ** 2).sum(0)
+    residual = (keep[:, second] * torch.stack([part.residual for part in parts])).sum(0) + between
 
-    overlap_a = a.overlap * (keep_a[first] * keep_a[second]).sqrt()
-    overlap_b = b.overlap * (keep_b[first] * keep_b[second]).sqrt()
-    za, zb = mass_a[first], mass_b[first]
-    ua = torch.where(za > 0, overlap_a / za.where(za > 0, 1.0), 0.0)
-    ub = torch.where(zb > 0, overlap_b / zb.where(zb > 0, 1.0), 0.0)
-    # root before square: u^2 alone may overflow where this part of the vocabulary has almost no mass
-    between = torch.where(
-        za < zb,
-        ((ua - ub) * za.sqrt()) ** 2 * (zb / (za + zb).where(za + zb > 0, 1.0)),
-        ((ua - ub) * zb.sqrt()) ** 2 * (za / (za + zb).where(za + zb > 0, 1.0)),
-    )
-    residual = keep_a[second] * a.residual + keep_b[second] * b.residual + between
-
-    shift = a.pilot - b.pilot  # moments of b move to the pilot of a
-    forward = keep_a[first] * a.forward + keep_b[first] * _recentred(b.forward, b.mass[first], shift)
+    shifts = pilots[0] - pilots  # moments of every part move to the pilot of the first
+    forward = _moved([part.forward for part in parts], keep[:, first], masses[:, first], shifts)
     backward = None
-    if a.backward is not None and b.backward is not None:
-        backward = keep_a[second] * a.backward + keep_b[second] * _recentred(b.backward, b.mass[second], shift)
+    if all(part.backward is not None for part in parts):
+        backward = _moved([part.backward for part in parts], keep[:, second], masses[:, second], shifts)
     return LensState(
         peak=peak,
-        mass=mass_a + mass_b,
-        energy=energy,
-        overlap=overlap_a + overlap_b,
+        mass=mass,
+        energy=(keep * (energies + masses * lift)).sum(0),
+        overlap=overlap,
         residual=residual,
-        pilot=a.pilot,
+        pilot=pilots[0],
         forward=forward,
         backward=backward,
     )
+
+
+def _moved(
+    moments: Sequence[Float[Tensor, "3 P n"] | None],
+    keep: Float[Tensor, "parts P n"],
+    masses: Float[Tensor, "parts P n"],
+    shifts: Float[Tensor, "parts P n"],
+) -> Float[Tensor, "3 P n"]:
+    """Moments of all parts about the pilot of the first."""
+    every = torch.stack([part for part in moments if part is not None], dim=1)  # [3, parts, P, n]
+    return (keep * _recentred(every, masses, shifts)).sum(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

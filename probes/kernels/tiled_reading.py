@@ -15,6 +15,7 @@ from .eager import Readout, exact_products
 from .lens_state import LensReading, LensState, Pairs, concatenated, finish, merge
 
 TILE_BYTES = 8 * 2**20  # logits of one tile; with scratch about 12 MB
+MERGED_TILES = 16  # at a time: a few hundred numbers a token each
 READ_AGAIN_ROWS = 64  # pairs of rows whose small KL is read again in float64, at a time
 
 TileState = Callable[[Tensor, Pairs, bool], LensState]  # logits [S, n, v], pairs, divergences
@@ -72,7 +73,7 @@ def _read_block(
     n = block.stop - block.start
     tile = vocab_tile or _tile_columns(sum(n_layers) * n, dtype)
 
-    state = None
+    states: list[LensState] = []
     buffer = rows[0].new_empty(sum(n_layers) * n * min(tile, vocab))
     for start in range(0, vocab, tile):
         stop = min(start + tile, vocab)
@@ -85,10 +86,10 @@ def _read_block(
             column = targets[block] - start
             inside = ((column >= 0) & (column < stop - start)).nonzero()[:, 0]
             target_logits[:, block][:, inside] = logits[:, inside, column[inside]].double()
-        fresh = state_of(logits)
-        state = fresh if state is None else merge(state, fresh, pairs)
-    assert state is not None  # vocab >= 2, so there is a tile
-    return finish(state, pairs)
+        states.append(state_of(logits))
+        if len(states) == MERGED_TILES:
+            states = [merge(states, pairs)]
+    return finish(merge(states, pairs), pairs)
 
 
 def _tile_columns(rows: int, dtype: torch.dtype) -> int:

@@ -19,6 +19,7 @@ _LAZY = {
     "fit_ssv": ".trained",
     "prompted": ".prompting",
     "random_vector": ".drawn",
+    "random_vectors": ".drawn",
 }
 
 __all__ = [
@@ -34,11 +35,12 @@ __all__ = [
     "fit_ssv",
     "prompted",
     "random_vector",
+    "random_vectors",
 ]
 
 if TYPE_CHECKING:
     from .components import fit_lat, fit_pca
-    from .drawn import random_vector
+    from .drawn import random_vector, random_vectors
     from .loreft import fit_loreft
     from .means import ablation, everywhere, fit_diffmean
     from .probing import fit_probe
