@@ -8,17 +8,20 @@ import torch
 
 from ..diagnose.report import Estimate
 from ..diagnose.statistics import cluster_bootstrap, estimate_from
+from ..errors import InputError
+from ..probes.huggingface import HuggingFaceSubject
 from ..probes.inputs import PromptFile, Source
 from ..probes.scored_rows import TokenSequence
 from ..probes.shards import Progress
 from ..probes.subject import Subject
 from .edits import Add
+from .evaluation.applying import applying
 from .formats.directions import direction
 from .losses import kl_source
 from .plain_inputs import plain_inputs, some_of
 from .positions import Positions
 from .runs import Edits, Runs
-from .steered_texts import Steering, carrier_of, encoded_prompts
+from .steered_texts import encoded_prompts, together
 from .vector import SteeringVector
 
 ROWS = 8  # of a pass
@@ -62,9 +65,11 @@ def export_cost(
     template: as the vector was made where None. Raises InputError for what has no direction to add (see
     formats.directions) and where a vector does not belong on the model.
     """
-    carrier = carrier_of(subject, vectors, allow_other_weights)
+    if not isinstance(subject, HuggingFaceSubject):
+        raise InputError(f"{subject.name}: this carrier generates no ids; load the checkpoint with transformers")
+    applying(subject, together(vectors, allow_other_weights))  # refuses what does not belong on the model
     exported: Edits = {vector.site: Add(direction(vector), positions=Positions()) for vector in vectors}
-    edits = Steering(vectors=vectors).edits([1.0], 1)
+    edits: Edits = {vector.site: vector.edit_for(1.0) for vector in vectors}
     file = some_of(plain_inputs(prompts), limit, seed=seed)
     asked, _ = encoded_prompts(subject, file, vectors, template=template, room=max_new_tokens)
     values: list[np.ndarray] = []
@@ -72,7 +77,7 @@ def export_cost(
     for start in range(0, len(asked), ROWS):
         some = [ids for _, ids in asked[start : start + ROWS]]
         with subject.editing(edits):
-            said = carrier.generate_ids(some, max_new_tokens=max_new_tokens)
+            said = subject.generate_ids(some, max_new_tokens=max_new_tokens)
         pairs = [(k, ids, answer) for k, (ids, answer) in enumerate(zip(some, said, strict=True), start) if answer]
         if pairs:
             sequences = [TokenSequence(ids=(*ids, *answer), start=len(ids)) for _, ids, answer in pairs]

@@ -1,6 +1,7 @@
 """Which prompts is a vector tried on? A file of prompts, or the plain inputs x of quadruples; also its own data."""
 
 import json
+import os
 import random
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,7 +22,7 @@ def plain_inputs(source: Source) -> PromptFile:
     """
     if isinstance(source, PromptFile):
         return source
-    rows = source if isinstance(source, str | Path) else list(source)
+    rows = source if isinstance(source, str | os.PathLike) else list(source)
     if set(COLUMNS) <= set(read_rows(rows, what="prompts", bare="prompt").columns):
         return _of_quadruples(read_quadruples(rows))
     return read_prompts(rows)

@@ -1,24 +1,20 @@
 """What does a model say with a vector, and what without? Continuations of prompts, strength by strength."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
-from ..errors import InputError
 from ..probes.encoding import Ids
-from ..probes.generation import respects_left_padding, stop_ids
-from ..probes.huggingface import HuggingFaceSubject
 from ..probes.inputs import Prompt, PromptFile, Source, check_invalid
 from ..probes.pair_rows import Invalid, Text
 from ..probes.shards import Progress
-from ..probes.subject import Site, Subject
+from ..probes.subject import Subject
 from .encoded import quadruple_encoder
+from .evaluation.applying import applying
+from .evaluation.generating import Generation, Wanted, generate_steered
 from .factors import finite
-from .model_fit import require_fit
 from .plain_inputs import plain_inputs
-from .runs import Edits
+from .sets import SteeringSet
 from .vector import SteeringVector
 
 
@@ -53,26 +49,6 @@ class SteeredTexts:
         return [row | {"prompt": row["prompt"] if isinstance(row["prompt"], str) else [*row["prompt"]]} for row in rows]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Steering:
-    """Vectors at different sites that act together, with the options of a clamp; see SteeringVector.edit_for."""
-
-    vectors: Sequence[SteeringVector]
-    scale: str = "mid"
-    mode: str = "set"
-
-    def edits(self, strengths: Sequence[float | None], rows: int) -> Edits:
-        """Of strengths, `rows` rows each; none where the one strength is 0. None, the middle, stands alone."""
-        if list(strengths) == [0.0]:
-            return {}
-        known = [s for s in strengths if s is not None]
-        neutral = not known
-        if len(known) > 1:  # else one value for all rows, however the batch is cut
-            return {v.site: v.edit_for(known, rows, scale=self.scale, mode=self.mode) for v in self.vectors}
-        strength = 1.0 if neutral else known[0]
-        return {v.site: v.edit_for(strength, neutral=neutral, scale=self.scale, mode=self.mode) for v in self.vectors}
-
-
 def steered_texts(
     subject: Subject,
     vectors: Sequence[SteeringVector],
@@ -92,46 +68,50 @@ def steered_texts(
 ) -> SteeredTexts:
     """Continuations of every prompt without the vectors (strength 0), then at each strength, then at the middle.
 
-    temperature 0: greedy, the strengths of a prompt as rows of one batch. Above: drawn from softmax(logits /
-    temperature), a batch a strength, all from the same seed, so that strength 0 is the model as it is.
-    neutral: also the clamp to the middle. scale, mode: of a clamp. template: as the vector was made where None.
-    batch_size: rows a batch.
-    Raises InputError where a vector does not belong on the model (see SteeringVector.load), for two at one site,
-    options that an edit does not know, and where over 5 % of the prompts cannot be read.
+    See generate_steered: temperature 0 is greedy, and draws at all strengths of a prompt share their noise. Several
+    vectors act together. neutral: also the clamp to the middle. scale, mode: of a clamp. template: as the vector was
+    made where None. batch_size: rows a batch.
+    Raises InputError where a vector does not belong on the model (see SteeringVector.load), for options that an edit
+    does not know, and where over 5 % of the prompts cannot be read.
     """
-    steering = Steering(vectors=vectors, scale=scale, mode=mode)
-    carrier = carrier_of(subject, vectors, allow_other_weights)
-    _require_sizes(max_new_tokens, batch_size, temperature)
-    wanted: list[float | None] = [*dict.fromkeys([0.0, *map(finite, strengths)]), *([None] if neutral else [])]
-    steering.edits([s for s in wanted if s is not None], 1)  # refused before anything is generated
-    steering.edits(wanted[-1:], 1)
+    vector = together(vectors, allow_other_weights)
+    options = {name: value for name, value, usual in (("scale", scale, "mid"), ("mode", mode, "set")) if value != usual}
+    numbers = [*dict.fromkeys([0.0, *map(finite, strengths)])]
+    applied = applying(subject, vector, **options)
+    for strength in numbers:  # refused before anything is generated
+        applied(strength)
+    if neutral:
+        applying(subject, vector, **options, neutral=True)(1.0)
     file = plain_inputs(prompts)
     asked, invalid = encoded_prompts(subject, file, vectors, template=template, room=max_new_tokens)
-    together = not temperature and respects_left_padding(carrier)
-    groups = _groups(wanted, together)
-    size = max(1, batch_size // max(map(len, groups)))
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
-    if temperature:
-        options |= {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0}
-    found: dict[tuple[int, float | None], Ids] = {}
-    for start in range(0, len(asked), size):
-        some = asked[start : start + size]
-        for group in groups:
-            rows = [ids for _ in group for _, ids in some]
-            with torch.random.fork_rng(), subject.editing(steering.edits(group, len(some))):
-                torch.manual_seed(seed + start)
-                drawn = carrier.generate_ids(rows, **options)
-            keys = [(start + k, strength) for strength in group for k in range(len(some))]
-            found.update(zip(keys, drawn, strict=True))
-        if progress is not None:
-            progress(f"generating with {subject.name}", start + len(some), len(asked))
-    ends = stop_ids(carrier)
-    texts = [
-        _text(carrier, prompt, strength, found[k, strength], ends)
-        for k, (prompt, _) in enumerate(asked)
-        for strength in wanted
-    ]
+
+    def generated(wanted: Sequence[float], clamp: dict[str, Any]) -> list[Generation]:
+        rows = [Wanted(ids, strength) for _, ids in asked for strength in wanted]
+        return generate_steered(
+            subject,
+            vector,
+            rows,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            batch_size=batch_size,
+            clamp=clamp,
+            progress=progress,
+        )
+
+    said = [generated(numbers, options), generated([1.0], {**options, "neutral": True}) if neutral else []]
+    shown: list[float | None] = [*numbers, *([None] if neutral else [])]
+    texts = []
+    for k, (prompt, _) in enumerate(asked):
+        ours = [*said[0][k * len(numbers) : (k + 1) * len(numbers)], *said[1][k : k + 1]]
+        texts += [_text(prompt, strength, one) for strength, one in zip(shown, ours, strict=True)]
     return SteeredTexts(texts=tuple(texts), invalid=invalid)
+
+
+def together(vectors: Sequence[SteeringVector], allow_other_weights: bool = False) -> SteeringVector | SteeringSet:
+    """The vectors of one file as what is applied: one, or a set of several. InputError for none."""
+    allowed = [replace(v, allow_other_weights=allow_other_weights or v.allow_other_weights) for v in vectors]
+    return allowed[0] if len(allowed) == 1 else SteeringSet(allowed)
 
 
 def encoded_prompts(
@@ -166,46 +146,12 @@ def encoded_prompts(
     return found, (*file.invalid, *aside)
 
 
-def carrier_of(subject: Subject, vectors: Sequence[SteeringVector], allow_other_weights: bool) -> HuggingFaceSubject:
-    """The subject, which can generate ids and on which the vectors belong."""
-    if not vectors:
-        raise InputError("no vectors: expected one at least")
-    sites: set[Site] = set()
-    for vector in vectors:
-        allowed = allow_other_weights or vector.allow_other_weights
-        require_fit(vector.site, vector.subspace.width, vector.fingerprint, subject, allow_other_weights=allowed)
-        if vector.site in sites:
-            raise InputError(f"two vectors at {vector.site}: use alignscope.steering.SteeringSet")
-        sites.add(vector.site)
-    if not isinstance(subject, HuggingFaceSubject):
-        raise InputError(f"{subject.name}: this carrier generates no ids; load it with carrier='huggingface'")
-    return subject
-
-
-def _require_sizes(max_new_tokens: int, batch_size: int, temperature: float | int) -> None:
-    if max_new_tokens < 1 or batch_size < 1:
-        raise InputError(f"max_new_tokens={max_new_tokens}, batch_size={batch_size}: expected 1 or more")
-    if not 0 <= temperature < float("inf"):
-        raise InputError(f"temperature={temperature}: expected 0 (greedy) or a number above")
-
-
-def _groups(wanted: Sequence[float | None], together: bool) -> list[list[float | None]]:
-    """The strengths of one generate; the middle, which is an option and no strength, has its own."""
-    numbers = [strength for strength in wanted if strength is not None]
-    middle: list[list[float | None]] = [[None]] if None in wanted else []
-    return [[*numbers], *middle] if together else [[strength] for strength in numbers] + middle
-
-
-def _text(
-    subject: HuggingFaceSubject, prompt: Prompt, strength: float | None, ids: Ids, ends: Sequence[int]
-) -> SteeredText:
-    finished = bool(ids) and ids[-1] in ends
-    body = ids[:-1] if finished else ids
+def _text(prompt: Prompt, strength: float | None, said: Generation) -> SteeredText:
     return SteeredText(
         row=prompt.row,
         prompt=prompt.text,
         strength=strength,
-        output=subject.tokenizer.decode(list(body), skip_special_tokens=True),
-        n_tokens=len(body),
-        finished=finished,
+        output=said.text,
+        n_tokens=said.n_tokens,
+        finished=said.finished,
     )
