@@ -146,6 +146,19 @@ class TestTrain:
         run("steer", "train", organism / "model", organism / "train.jsonl", *method, *where, "-o", tmp_path / "v")
         assert SteeringVector.load(tmp_path / "v").positions == Positions("prompt", prefix=2, last=3)
 
+    def test_every_option_of_cdas_reaches_the_training(self, organism, tmp_path):
+        wanted = {
+            "rank": 2, "loss": "kl_source", "directions": "elicit", "init": "diffmean", "lr": 0.01, "epochs": 1,
+            "batch_size": 5, "grad_clip": 0.5, "reduction": "example", "cache_bytes": 1e6, "seed": 3, "holdout": 0.3,
+            "max_response_tokens": 4, "template": "none", "eos": "none",
+        }  # fmt: skip
+        options = [text for name, value in wanted.items() for text in (f"--{name.replace('_', '-')}", value)]
+        where = ["--component", "mlp_out", "--source", "SEP", "--layer", 2]
+        run("steer", "train", organism / "model", organism / "train.jsonl", *where, *options, "-o", tmp_path / "v")
+        found = SteeringVector.load(tmp_path / "v")
+        assert (found.site, found.metadata["source"]) == (Site(2, "mlp_out"), "SEP")
+        assert {name: found.metadata["settings"][name] for name in wanted} == wanted
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
