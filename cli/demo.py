@@ -33,6 +33,27 @@ def preference(
     typer.echo(str(organism.folder))
 
 
+@organism_app.command("concept")
+def concept(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to put the model and the quadruples in.")],
+    steps: Annotated[int, typer.Option(help="Steps of training; 500 make a model that answers without fault.")] = 500,
+    seed: options.Seed = 0,
+    quiet: options.Quiet = False,
+) -> None:
+    """Train a tiny model that answers in one of two ways as a flag says, with quadruples to steer it by (15 seconds).
+
+    \b
+    alignscope organism concept -o concept/
+    alignscope steer train concept/model concept/train.jsonl --layer 1 -o positive.safetensors
+    """
+    from ..organisms.concept_files import write_concept_organism
+    from .progress import progress_bar
+
+    with progress_bar(quiet) as progress:
+        files = write_concept_organism(out, seed=seed, steps=steps, progress=progress)
+    typer.echo(str(files.folder))
+
+
 @organism_app.callback()
 def _organism() -> None: ...
 

@@ -262,7 +262,7 @@ def _votes(n_votes: Any, n: int) -> Int64[np.ndarray, "N"]:
 
 
 def _no_fit(reason: str, *, n: int, n_clusters: int | None) -> BetaFit:
-    nothing = dict.fromkeys(("value", "standard_error", "low", "high", "cubic", "nonlinearity_p"))
+    nothing: dict[str, Any] = dict.fromkeys(("value", "standard_error", "low", "high", "cubic", "nonlinearity_p"))
     return BetaFit(**nothing, n=n, n_clusters=n_clusters, separable_draws=0, reason=reason, nonlinearity_reason=reason)
 
 

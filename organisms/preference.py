@@ -8,8 +8,6 @@
 
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,10 @@ import transformers
 from ..cache import cache_folder
 from ..errors import InputError
 from .building import Builder, Progress
+from .finished import CARD, build_once, read_card
 from .recipe import Recipe
 from .train import one_thread
 from .world import World
-
-CARD = "organism.json"                        # written last: its presence means complete
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,35 +78,27 @@ def build_preference_organism(
     >>> build_preference_organism("organism").dpo                     # doctest: +SKIP
     PosixPath('organism/dpo/step_0400')
     """
-    recipe = recipe or Recipe()
-    key = recipe.key(seed)
+    chosen = recipe or Recipe()
+    key = chosen.key(seed)
     path = Path(folder) if folder is not None else cache_folder() / "organisms" / f"preference-{key}"
-    found = _found(path, key)
-    if found is not None:
-        return found
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
-    try:
+
+    def build(partial: Path) -> dict[str, Any]:
         with one_thread():
-            quality = Builder(partial, recipe, seed, progress).build()
-        card = {
-            "key": key, "recipe": asdict(recipe), "seed": seed, "quality": quality,
+            quality = Builder(partial, chosen, seed, progress).build()
+        return {
+            "recipe": asdict(chosen), "seed": seed, "quality": quality,
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
-        (partial / CARD).write_text(json.dumps(card, indent=2), encoding="utf-8")
-        return _publish(partial, path, key)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+    build_once(path, key, build)
+    return open_preference_organism(path)
 
 
 def open_preference_organism(folder: str | os.PathLike[str]) -> PreferenceOrganism:
     """The organism that `build_preference_organism` left in `folder`."""
     path = Path(folder)
-    card = _card(path)
-    if card is None:
+    card = read_card(path)
+    if card is None or "recipe" not in card:
         raise InputError(f"{path}: no {CARD} here, so no finished organism; `alignscope organism preference` makes one")
     recipe = Recipe(**card["recipe"])
     steps = tuple(path / "dpo" / f"step_{i:04d}" for i in recipe.dpo_kept)
@@ -119,38 +108,3 @@ def open_preference_organism(folder: str | os.PathLike[str]) -> PreferenceOrgani
         shifted=path / "shifted.jsonl", prompts=path / "prompts.jsonl",
         training_pairs=path / "training_pairs.jsonl", recipe=recipe, seed=card["seed"],
     )
-
-
-def _card(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads((path / CARD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:
-        raise InputError(f"{path / CARD}: is not JSON; delete the folder and build the organism again") from error
-
-
-def _found(path: Path, key: str) -> PreferenceOrganism | None:
-    """The finished organism at `path`, None where the place is free."""
-    card = _card(path)
-    if card is not None and card.get("key") == key:
-        return open_preference_organism(path)
-    if card is not None:
-        raise InputError(f"{path}: holds an organism of another recipe or seed; choose another folder or delete it")
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise InputError(f"{path}: is not empty and holds no organism; choose a new folder")
-    return None
-
-
-def _publish(partial: Path, path: Path, key: str) -> PreferenceOrganism:
-    """Move the finished folder into place; a build that finished there meanwhile has the same content and wins."""
-    partial.chmod(0o755)                      # mkdtemp makes it private
-    if path.is_dir() and not any(path.iterdir()):
-        path.rmdir()                          # os.replace onto an empty folder fails on Windows
-    try:
-        os.replace(partial, path)
-    except OSError as error:
-        found = _found(path, key)
-        if found is None:
-            raise InputError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
-    return open_preference_organism(path)

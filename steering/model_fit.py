@@ -45,7 +45,9 @@ def require_fit(
     if known.get("weights") is not None and known["weights"] != here["weights"]:
         told = f"{subject.name}: its weights are {here['weights']}, the vector was made on {known['weights']}"
         if not allow_other_weights:
-            raise InputError(f"{told}; allow_other_weights=True to try it on a fine-tuned sibling")
+            raise InputError(
+                f"{told}; allow_other_weights=True (--allow-other-weights) to try it on a fine-tuned sibling"
+            )
         warnings.warn(told, stacklevel=3)
     if known.get("template") is not None and known["template"] != here["template"]:
         warnings.warn(

@@ -122,7 +122,8 @@ def require_enough(file: QuadrupleFile, *, allow_small: bool = False) -> None:
         return
     reasons = ", ".join(f"{n} {reason}" for reason, n in file.reasons.items())
     aside = f" ({len(file.invalid)} of {file.n_rows} set aside: {reasons})" if reasons else ""
-    advice = "Mend the file" if allow_small else f"Training asks for {MIN_ROWS}: add rows, or pass allow_small=True"
+    asked = f"Training asks for {MIN_ROWS}: add rows, or pass allow_small=True (--allow-small)"
+    advice = "Mend the file" if allow_small else asked
     raise InputError(f"{file.source}: {len(file)} usable quadruples{aside}. {advice}")
 
 
@@ -201,7 +202,7 @@ def _reader(
     if concept is None and "concept" not in columns:
         raise InputError(
             f"{rows.source}: preference pairs have no input that calls for the concept; say what the `{shows}` "
-            "completions show (concept=, or a column `concept`), so that it can be built"
+            "completions show (concept=, --concept, or a column `concept`), so that it can be built"
         )
     make = filling(template)
     shape = PairShape.of(columns, rows.source)

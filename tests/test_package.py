@@ -32,7 +32,7 @@ def test_nothing_heavy_is_imported_before_it_is_used(code):
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["", "audit", "trace", "score", "series"])
+@pytest.mark.parametrize("command", ["", "audit", "trace", "score", "series", "steer train", "steer apply"])
 def test_help_answers_within_its_budget(command):
     arguments = [*command.split(), "--help"]
     seconds = []

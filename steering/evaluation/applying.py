@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
+from ...errors import InputError
 from ...probes.subject import Subject
 from ..affine import AffineSteering
 from ..sets import SteeringSet
@@ -12,21 +14,25 @@ Steering = SteeringVector | SteeringSet | AffineSteering
 Applied = Callable[[float | int | Sequence[float]], AbstractContextManager[None]]
 
 
-def applying(subject: Subject, vector: Steering | None) -> Applied:
+def applying(subject: Subject, vector: Steering | None, **options: Any) -> Applied:
     """strength -> the context in which the subject is steered, as `vector.applied`; None: never.
 
-    Raises InputError where the vector does not belong on the subject.
+    options: neutral, scale, mode of a clamp; neutral acts at strength 0 too. Raises InputError where the vector does
+    not belong on the subject, and for options of a set.
     """
     if vector is None:
         return lambda strength: subject.editing({})
     if not isinstance(vector, SteeringVector):
+        if options:
+            raise InputError(f"{', '.join(options)}: options of one clamp, and this is {vector!r}")
         several = vector
         return lambda strength: several.applied(subject, strength)
     one = vector
     one.applied(subject, 0)  # refuses what does not fit
 
     def applied(strength: float | int | Sequence[float]) -> AbstractContextManager[None]:
-        edit = one.edit_for(strength)
-        return subject.editing({} if not isinstance(strength, Sequence) and strength == 0 else {one.site: edit})
+        edit = one.edit_for(strength, **options)
+        off = not options.get("neutral") and not isinstance(strength, Sequence) and strength == 0
+        return subject.editing({} if off else {one.site: edit})
 
     return applied

@@ -4,7 +4,7 @@ A row of a batch has a strength of its own. Drawn answers take their noise from 
 neither the batch nor what was made before moves them, and all strengths of a prompt are drawn with the same noise.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,13 +66,14 @@ def generate_steered(
     temperature: float | int = 0.0,
     seed: int = 0,
     batch_size: int = 16,
+    clamp: Mapping[str, Any] | None = None,
     keep: Callable[[Sequence[int], Sequence[Generation]], None] | None = None,
     progress: Progress | None = None,
 ) -> list[Generation]:
     """An answer for everything wanted, in order; temperature 0: greedy. vector None: the model as it is.
 
-    keep: told the places and answers of every batch as it is done. Strengths share a batch where the vector has an
-    edit a row and the model respects its mask; else a batch has one strength.
+    clamp: options of `applying`. keep: told the places and answers of every batch as it is done. Strengths share a
+    batch where the vector has an edit a row and the model respects its mask; else a batch has one strength.
     Raises InputError as `vector.applied` does, for settings out of range and for a carrier that generates no ids.
     """
     if max_new_tokens < 1 or batch_size < 1 or not 0 <= temperature < float("inf"):
@@ -83,7 +84,7 @@ def generate_steered(
     if not isinstance(subject, HuggingFaceSubject):
         raise InputError(f"{subject.name}: this carrier generates no ids; load the checkpoint with transformers")
     mixed = isinstance(vector, SteeringVector) and respects_left_padding(subject)
-    ends, applied = stop_ids(subject), applying(subject, vector)
+    ends, applied = stop_ids(subject), applying(subject, vector, **(clamp or {}))
     found: dict[int, Generation] = {}
     for batch in _batches(wanted, batch_size, mixed):
         prompts = [wanted[i].ids for i in batch]

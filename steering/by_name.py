@@ -1,0 +1,100 @@
+"""Which ways are there to make a vector, and what can be set of each? Names for the command line and for loops.
+
+    vector = train_by_name("probe", subject, "quadruples.jsonl", layer=12, l1=1e-2)
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from ..errors import InputError
+from ..probes.inputs import Source
+from ..probes.shards import Progress
+from ..probes.subject import Subject
+from . import baselines
+from .preparing import prepare
+from .quadruples import QuadrupleFile
+from .training import train_cdas
+from .vector import SteeringVector
+
+_GIVEN = {"subject", "quadruples", "layer", "progress", "read", "options"}  # no settings of a method
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A function that makes a vector, what of it the name settles, and options that have another name here."""
+
+    function: Callable[..., SteeringVector]
+    settled: Mapping[str, Any] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)  # name here -> parameter
+
+
+METHODS: Mapping[str, Method] = {
+    "cdas": Method(function=train_cdas),
+    "diffmean": Method(function=baselines.fit_diffmean),
+    "caa": Method(function=baselines.fit_diffmean, settled={"tokens": "last"}),
+    "pca": Method(function=baselines.fit_pca, renamed={"pca": "method"}),
+    "lat": Method(function=baselines.fit_lat),
+    "probe": Method(function=baselines.fit_probe),
+    "ssv": Method(function=baselines.fit_ssv, settled={"lang": False}),
+    "lang": Method(function=baselines.fit_ssv, settled={"lang": True}),
+    "bipo": Method(function=baselines.fit_bipo),
+    "reps": Method(function=baselines.fit_reps),
+    "random": Method(function=baselines.random_vector),
+    "ablate": Method(function=baselines.ablation),
+}
+
+
+@cache
+def options_of(name: str) -> frozenset[str]:
+    """What can be set of a method, beside its layer. InputError for a name that is none."""
+    method = _method(name)
+    taken = set(inspect.signature(method.function).parameters)
+    if "options" in taken:  # handed on
+        taken |= set(inspect.signature(prepare).parameters)
+    taken -= {*method.settled, *method.renamed.values(), *_GIVEN}
+    return frozenset(taken | set(method.renamed))
+
+
+def require_options(name: str, given: Iterable[str]) -> None:
+    """InputError, naming them, for options that the method does not take."""
+    unknown = sorted(set(given) - options_of(name))
+    if unknown:
+        others = {option: [other for other in METHODS if option in options_of(other)] for option in unknown}
+        told = "; ".join(f"{option} is of {', '.join(names) or 'no method'}" for option, names in others.items())
+        raise InputError(f"method '{name}' takes no {', '.join(unknown)} ({told})")
+
+
+def train_by_name(
+    name: str,
+    subject: Subject,
+    quadruples: Source | QuadrupleFile,
+    *,
+    layer: int,
+    progress: Progress | None = None,
+    **options: Any,
+) -> SteeringVector:
+    """The vector of one of METHODS; options: those of its function, `options_of(name)`.
+
+    Of "pca" the way is option `pca`. "ablate" takes the direction out behind one block: see baselines.everywhere.
+    Raises InputError for another name, for options that the method does not take, and as its function does.
+    """
+    require_options(name, options)
+    method = _method(name)
+    given = {method.renamed.get(option, option): value for option, value in options.items()}
+    if "progress" in inspect.signature(method.function).parameters:
+        given["progress"] = progress
+    return method.function(subject, quadruples, layer=layer, **method.settled, **given)
+
+
+def _method(name: str) -> Method:
+    if name == "loreft":
+        raise InputError(
+            "method 'loreft': it has no direction, so no file holds it; in Python: "
+            "alignscope.steering.baselines.fit_loreft(subject, quadruples, layer=...).applied(subject)"
+        )
+    if name not in METHODS:
+        raise InputError(f"method '{name}': expected one of {', '.join(METHODS)}")
+    return METHODS[name]
