@@ -2,7 +2,8 @@
 
 python -m benchmarks.refusal_steering --data FOLDER --out FOLDER [--layers 9,15,21] [--epochs 6]
 
-Trained on refusal_quadruples/train.parquet, evaluated on test.parquet: share of KL(q : p) recovered in both directions
+Vectors of PCA, LAT and the probe are as long as the way from f- to f+ along them: the largest projection has no length
+where none is above 0, as LAT's is not. Trained on refusal_quadruples/train.parquet, evaluated on test.parquet: share of KL(q : p) recovered in both directions
 (q: the unedited run of the other prompt), what greedy answers begin with, KL and perplexity on WikiText, refusals of
 XSTest's safe prompts. A vector that takes refusals away is an instrument of red teams. Vectors and tables are kept in
 --out, and vectors that are there are not trained again.
@@ -77,9 +78,9 @@ def fitted(
         closed: Mapping[str, Fit] = {
             "diffmean": lambda at=layer: baselines.fit_diffmean(subject, training, layer=at),
             "caa": lambda at=layer: baselines.fit_diffmean(subject, training, layer=at, tokens="last"),
-            "pca": lambda at=layer: baselines.fit_pca(subject, training, layer=at),
-            "lat": lambda at=layer: baselines.fit_lat(subject, training, layer=at),
-            "probe": lambda at=layer: baselines.fit_probe(subject, training, layer=at),
+            "pca": lambda at=layer: baselines.fit_pca(subject, training, layer=at, norm="gap"),
+            "lat": lambda at=layer: baselines.fit_lat(subject, training, layer=at, norm="gap"),
+            "probe": lambda at=layer: baselines.fit_probe(subject, training, layer=at, norm="gap"),
             "ablate": lambda at=layer: baselines.ablation(subject, training, layer=at),
         }
         vectors |= {f"{name}_{layer}": kept(out / f"{name}_{layer}", subject, fit) for name, fit in closed.items()}

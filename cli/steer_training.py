@@ -157,7 +157,9 @@ def train(
     ] = None,
     norm: Annotated[
         str | None,
-        typer.Option(help="Length of what is added: difference, largest or unit.", rich_help_panel=OTHERS),
+        typer.Option(
+            help="Length of what is added: difference, largest, gap (f+ - f-) or unit.", rich_help_panel=OTHERS
+        ),
     ] = None,
     pca: Annotated[
         str | None, typer.Option(help="pca: pca_diff (default), pca_center or pca_positive.", rich_help_panel=OTHERS)

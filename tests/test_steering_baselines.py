@@ -10,10 +10,11 @@ from tiny_tokenizer import tiny_tokenizer
 
 import alignscope
 from alignscope import InputError, SteeringVector
-from alignscope.steering import Ablate, Site, baselines, train_cdas
+from alignscope.steering import Ablate, Site, Subspace, baselines, train_cdas
 from alignscope.steering.baselines.components import _rows, first_component, signed, unit_differences
 from alignscope.steering.baselines.probing import logistic_weight
-from alignscope.steering.baselines.states import States
+from alignscope.steering.baselines.states import States, added
+from alignscope.steering.preparing import prepare
 
 ROWS = [
     {"negative_input": f"say {a}", "negative_output": f"{a}{b} no", "positive_input": f"say {a} ab {b}",
@@ -112,6 +113,29 @@ def test_norms_are_lengths_of_one_direction(llama):
     for vector in (unit, largest):
         assert vector.subspace.cosine(full.subspace) == pytest.approx(1, abs=1e-6)
         assert float(vector.vector @ full.vector) > 0
+
+
+def test_the_gap_is_the_distance_of_the_factors_along_the_direction(llama):
+    vector = baselines.fit_diffmean(llama, ROWS, layer=1, tokens="last", norm="gap", holdout=0)
+    full = baselines.fit_diffmean(llama, ROWS, layer=1, tokens="last", holdout=0)
+    torch.testing.assert_close(vector.vector, full.vector)  # f+ - f- along the difference of means is its length
+    pca = baselines.fit_pca(llama, ROWS, layer=1, norm="gap", holdout=0)
+    assert float(pca.vector.norm()) == pytest.approx(float(pca.factors.positive - pca.factors.negative), rel=1e-5)
+
+
+def test_a_direction_along_which_no_state_lies_above_zero_has_no_largest_but_a_gap(llama, monkeypatch):
+    states = States(positive=-torch.ones(4, 32).double(), negative=-2 * torch.ones(4, 32).double())
+    data = prepare(llama, ROWS, layer=1, holdout=0)
+    direction = torch.ones(32).double()
+    with pytest.raises(InputError, match=r"no training state projects above 0 \(largest: -5.66\).*use norm='gap'"):
+        added(data, direction, states, method="lat", norm="largest", settings={})
+    factors = data.factors(Subspace(direction.float()[None]))
+    distance = float(factors.positive - factors.negative)
+    turned = direction if distance > 0 else -direction
+    vector = added(data, turned, states, method="lat", norm="gap", settings={})
+    assert float(vector.vector.norm()) == pytest.approx(abs(distance), rel=1e-4)
+    with pytest.raises(InputError, match="do not lie further along it"):
+        added(data, -turned, states, method="lat", norm="gap", settings={})
 
 
 def test_ablation_takes_the_direction_out_behind_every_block(llama):

@@ -15,7 +15,7 @@ from ..subspace import Subspace
 from ..vector import SteeringVector
 
 TOKENS = ("all", "last")
-NORMS = ("difference", "largest", "unit")
+NORMS = ("difference", "largest", "gap", "unit")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,10 +61,10 @@ def added(
     settings: dict[str, Any],
     notices: Sequence[str] = (),
 ) -> SteeringVector:
-    """The vector that adds `direction`: as it is (difference), of unit norm, or of unit norm times A (largest).
+    """The vector that adds `direction`: as it is (difference), of unit norm, times A (largest), or times f+ - f- (gap).
 
-    A: the largest projection of a training state with the concept. Its factors are those of a clamp along it.
-    Raises InputError for another norm, a direction of zeros, and where A is not above 0.
+    A: the largest projection of a training state with the concept. f+, f-: the factors of a clamp along it, which the
+    vector has too. Raises InputError for another norm, a direction of zeros, and where A or the gap is not above 0.
     """
     if norm not in NORMS:
         raise InputError(f"norm '{norm}': expected one of {', '.join(NORMS)}")
@@ -76,9 +76,13 @@ def added(
     if norm == "largest" and largest <= 0:
         raise InputError(
             f"{method}: no training state projects above 0 (largest: {largest:.3g}), so that A gives no length; use "
-            "norm='unit'"
+            "norm='gap', the distance between the means of prompts with and without the concept"
         )
-    size = {"difference": length, "largest": largest, "unit": 1.0}[norm]
+    factors = data.factors(Subspace(unit.float()))
+    gap = float(factors.positive - factors.negative)
+    if norm == "gap" and gap <= 0:
+        raise InputError(f"{method}: prompts with the concept do not lie further along it (f+ - f- = {gap:.3g})")
+    size = {"difference": length, "largest": largest, "gap": gap, "unit": 1.0}[norm]
     data.settings.update(settings | {"norm": norm})
     n_states = [len(states.positive), len(states.negative)]
     metrics = {"length": length, "largest_projection": largest, "n_states": n_states}
@@ -86,7 +90,7 @@ def added(
     return SteeringVector.adding(
         vector,
         data.site,
-        factors=data.factors(Subspace(vector)),
+        factors=factors,
         positions=data.positions,
         method=method,
         metadata=data.metadata(metrics, notices),
