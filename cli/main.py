@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import InputError
-from . import audit, checkpoint, demo, information, lens, sample, score, series, views
+from . import audit, checkpoint, demo, information, lens, sample, score, series, steer, views
 
 INTERRUPTED = "alignscope: interrupted; what was finished is kept, the same command continues"
 
@@ -49,6 +49,7 @@ app.command("page")(views.page)
 app.command("demo")(demo.demo)
 app.add_typer(demo.organism_app, name="organism")
 app.add_typer(lens.lens_app, name="lens")
+app.add_typer(steer.steer_app, name="steer")
 
 
 def _version(value: bool) -> bool:
