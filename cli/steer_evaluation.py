@@ -93,6 +93,14 @@ def evaluate(
         Path | None,
         typer.Option(help="Questions with `choices` and `answer`: right ones before, after.", rich_help_panel=BESIDE),
     ] = None,
+    openings: Annotated[
+        Path | None,
+        typer.Option(
+            help="Quadruples of refusal: how answers to benign prompts begin that refuse; default: the rows' own, "
+            "where they are of refusal, else built in.",
+            rich_help_panel=BESIDE,
+        ),
+    ] = None,
     positive: Annotated[
         Path | None, typer.Option(help="Texts with the concept, for detection.", rich_help_panel=BESIDE)
     ] = None,
@@ -180,6 +188,7 @@ def evaluate(
             texts=texts,
             benign=benign,
             choices=choices,
+            openings=openings,
             positive=positive,
             negative=negative,
             hard=hard,

@@ -48,6 +48,7 @@ def evaluate_steering(
     texts: Source | None = None,
     benign: Source | None = None,
     choices: Source | None = None,
+    openings: Source | QuadrupleFile | None = None,
     positive: Source | None = None,
     negative: Source | None = None,
     hard: Source | None = None,
@@ -73,7 +74,8 @@ def evaluate_steering(
 
     quadruples: rows to test on; of the vector's own training file those held out (rows: see evaluated_rows).
     training: rows to fit random factors, the difference of means and `baselines` (names of named_baselines) on.
-    compare: more vectors by name. texts, benign, choices: see side_effects; positive, negative, hard: see detection.
+    compare: more vectors by name. texts, benign, choices, openings (quadruples of refusal): see side_effects; openings
+        default to the rows' own outputs where they are of refusal. positive, negative, hard: see detection.
     strengths: a grid for the sweep, on the tested rows; half of them choose, and flips, shares at the chosen strength
         and side effects then take it, the first two on the other half. scorer: a function, or offline, keyword:REGEX,
         reward:FOLDER. Without strengths: 1 to elicit, -1 to suppress.
@@ -105,7 +107,9 @@ def evaluate_steering(
         require_scorer(scorer, fitted=True)
     data = evaluated_rows(subject, file, given.vector, rows=rows)
     rule = _rule(flips, file)
-    of_refusal = is_of_refusal(file, OPENINGS.refusing)
+    refusals = None if openings is None else read_quadruples(openings)
+    if refusals is None and is_of_refusal(file, OPENINGS.refusing):
+        refusals = file
     warnings = vector_warnings(given, file, OPENINGS.refusing)
     if label := Candidate.of(given.vector).one_way:
         warnings.append(f"the vector is {label}")
@@ -133,7 +137,8 @@ def evaluate_steering(
         ),
         "side_effects": lambda parts, told, keep: effects_part(
             subject, given.vector, _strengths(given.vector, parts.get("sweep")), texts=_there(inputs["texts"]),
-            benign=inputs["benign"], choices=inputs["choices"], openings=openings_of(file) if of_refusal else None,
+            benign=inputs["benign"], choices=inputs["choices"],
+            openings=None if refusals is None else openings_of(refusals),
             max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed, progress=told,
         ),
         "detection": lambda parts, told, keep: detection_part(
@@ -143,6 +148,8 @@ def evaluate_steering(
     facts = {"quadruples": data_facts(data.file, "quadruples")}
     if fitted_on is not None:
         facts["training"] = data_facts(fitted_on, "quadruples")
+    if openings is not None and refusals is not None:
+        facts["openings"] = data_facts(refusals, "quadruples")
     facts |= {name: data_facts(one, what, bare) for name, (one, what, bare) in sources.items() if one is not None}
     settings = {
         "parts": wanted,
