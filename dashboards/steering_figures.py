@@ -60,7 +60,7 @@ def _methods(tables: Mapping[str, pd.DataFrame], estimates: Mapping[str, Estimat
     methods = list(dict.fromkeys(table.method))
     if not methods:
         return None
-    tokens = {way: int(rows.n_tokens.iloc[0]) for way, rows in table.groupby("direction", sort=False)}
+    tokens = {str(way): int(rows.n_tokens.iloc[0]) for way, rows in table.groupby("direction", sort=False)}
     n = ", ".join(f"{count:,} response tokens to {way}" for way, count in tokens.items())
     gone = _gone(tables["methods"])
     figure = canvas(
@@ -140,7 +140,7 @@ def _gone(table: pd.DataFrame) -> str:
 
 
 def _share(row: Mapping[Any, Any]) -> Estimate:
-    ends = {name: _number(row.get(f"recovered_{name}")) for name in ("low", "high")}
+    low, high = (_number(row.get(f"recovered_{name}")) for name in ("low", "high"))
     spread = _number(row.get("recovered_sd"))
     strength = _number(row.get("strength"))
     at = "" if strength is None else f" at strength {number(strength)}"
@@ -148,10 +148,11 @@ def _share(row: Mapping[Any, Any]) -> Estimate:
     return Estimate(
         label=f"{NAMES.get(row['method'], row['method'])}, to {row['direction']}{at}{told}",
         value=float(row["recovered"]),
-        **ends,
+        low=low,
+        high=high,
         n=int(row["n_tokens"]),
         method="cluster bootstrap",
-        reason=None if ends["low"] is not None else "no interval",
+        reason=None if low is not None else "no interval",
     )
 
 

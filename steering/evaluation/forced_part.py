@@ -76,7 +76,7 @@ def forced_part(found: Faithfulness, *, prompt: bool, warnings: Sequence[str], n
                 estimates[f"over_{other}_{way}"] = _over(found, other, way, label)
     table = found.to_frame()
     bare = table[table.method == NO_EDIT].set_index("direction")["kl"]
-    table.insert(table.columns.get_loc("recovered"), "kl_none", table["direction"].map(bare))
+    table.insert([*table.columns].index("recovered"), "kl_none", table["direction"].map(bare))
     return Part(
         estimates=estimates,
         tables={"methods": table, "rows": found.examples},
@@ -164,7 +164,7 @@ def generated_part(found: Bidirectionality, rows: Sequence[Quadruple], *, warnin
 
 def examples(outputs: pd.DataFrame, rows: Sequence[Quadruple]) -> pd.DataFrame:
     """A line a direction and row: prompt, the data's own answer to the other prompt, outputs, and whether they flip."""
-    said = {(line.direction, line.method, line.row): line for line in outputs.itertuples()}
+    said = {(line["direction"], line["method"], line["row"]): line for line in outputs.to_dict("records")}
     columns = {NO_EDIT: "without", FULL: "with", SELECTED: "selected"}
     there = [method for method in columns if method in {*outputs.method}]
     found = []
@@ -175,8 +175,9 @@ def examples(outputs: pd.DataFrame, rows: Sequence[Quadruple]) -> pd.DataFrame:
             line = {"direction": way, "row": row.row, "prompt": plain_text(prompt), "target": plain_text(target)}
             for method in there:
                 one = said.get((way, method, row.row))
-                line[f"output_{columns[method]}"] = None if one is None else one.output
-                line[f"flipped_{columns[method]}"] = None if one is None or pd.isna(one.flipped) else bool(one.flipped)
+                line[f"output_{columns[method]}"] = None if one is None else one["output"]
+                flipped = None if one is None else one["flipped"]
+                line[f"flipped_{columns[method]}"] = None if flipped is None or pd.isna(flipped) else bool(flipped)
             found.append(line)
     frame = pd.DataFrame(found)
     return frame.astype({name: "boolean" for name in frame if str(name).startswith("flipped_")})

@@ -122,5 +122,6 @@ def _strongest(subject: Subject, vector: Steering, file: QuadrupleFile, options:
     best = {}
     for way in WAYS:
         side = forced_side(subject, data, way, tried, resamples=1)
-        best[way] = min(FACTORS, key=lambda factor, side=side: side.kl(str(factor))[0])
+        kls = {factor: side.kl(str(factor))[0] for factor in FACTORS}
+        best[way] = min(FACTORS, key=kls.__getitem__)
     return Candidate(vector=vector, elicit=best[ELICIT], suppress=-best[SUPPRESS])

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def steering_report(
         for name, make in plan.items():
             told = _named(watch.ticking(progress), name)
             folder = None if run is None else run.stage(name)
-            parts[name] = kept_part(folder, lambda make=make, told=told, folder=folder: make(parts, told, folder))
+            parts[name] = kept_part(folder, partial(make, parts, told, folder))
         result = steering_section(
             parts,
             settings={"vector": given.facts, **settings, **free},

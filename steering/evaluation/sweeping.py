@@ -60,11 +60,13 @@ def sweep_steering(
     given.vector.applied(subject, 0)  # refused here if it does not belong on the model
     fitted_on = None if training is None else read_quadruples(training, concept=concept)
     warnings: list[str] = []
-    file = None
+    file: QuadrupleFile | None = None
+    fit: QuadrupleFile | None = fitted_on
     if quadruples is not None:
         file = read_quadruples(quadruples, concept=concept)
         data = evaluated_rows(subject, file, given.vector, rows=rows)
-        asked, fit = tested_prompts(data, concept, direction), fitted_on or tested_file(data)
+        asked = tested_prompts(data, concept, direction)
+        fit = tested_file(data) if fitted_on is None else fitted_on
         facts = data_facts(data.file, "quadruples")
         warnings += data.notices
         if fitted_on is None and isinstance(scorer, str):
@@ -72,7 +74,7 @@ def sweep_steering(
     else:
         source = settled(prompts)
         assert source is not None
-        asked, fit = asked_prompts(source, concept=concept, direction=direction), fitted_on
+        asked = asked_prompts(source, concept=concept, direction=direction)
         facts = data_facts(source, "prompts", "prompt")
     if isinstance(scorer, str):
         require_scorer(scorer, fit is not None)
