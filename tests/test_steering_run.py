@@ -191,7 +191,7 @@ def test_keywords_rate_the_concept_and_the_model_the_rest(subject, vector, rows,
     expected = [min(2.0, float(text.count("p"))) for text in answers.output]
     assert answers.concept_rating.tolist() == expected
     assert answers[["instruction_rating", "fluency_rating"]].notna().all().all()
-    assert all(e.reconstructed for name, e in found.section("steering").estimates.items() if "selected" not in name)
+    assert all(estimate.reconstructed for estimate in found.section("steering").estimates.values())
 
 
 def test_a_sweep_needs_prompts_and_what_its_scorer_is_fitted_on(subject, vector, rows):

@@ -112,7 +112,8 @@ def sweep_part(found: Sweep, file: AskedFile) -> Part:
     """What a sweep says, under the names of the section."""
     ways = [way for way in WAYS if way in {*found.to_frame().direction}]
     names = {f"{way}_{name}": f"{name}_{way}" for way in ways for name in OF_SWEEP}
-    estimates = {f"selected_{way}": _chosen(found.to_frame(), way) for way in ways}
+    ours = bool(found.settings["reconstructed"])
+    estimates = {f"selected_{way}": _chosen(found.to_frame(), way, ours) for way in ways}
     estimates |= {names[name]: estimate for name, estimate in found.estimates.items()}
     of_list = ("prompts", "prompts_sha256")
     settings = {name: value for name, value in found.settings.items() if name not in of_list}
@@ -142,11 +143,12 @@ def choosing_ids(part: Part | None) -> set[str]:
     return {*answers[answers.half == "selection"].prompt_id}
 
 
-def _chosen(groups: pd.DataFrame, way: str) -> Estimate:
+def _chosen(groups: pd.DataFrame, way: str, ours: bool) -> Estimate:
     rows = groups[groups.direction == way]
     n = int(rows.n_selection.sum())
     label = f"Strength chosen to {way}"
     if len(rows) == 1:
-        return Estimate(label=label, value=float(rows.strength.iloc[0]), level=None, n=n, method=CHOSEN)
+        value = float(rows.strength.iloc[0])
+        return Estimate(label=label, value=value, level=None, n=n, method=CHOSEN, reconstructed=ours)
     reason = f"one for each of {len(rows)} concepts: see table selection"
     return Estimate(label=label, value=None, n=n, method="not computed", reason=reason)
