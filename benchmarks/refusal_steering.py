@@ -3,7 +3,9 @@
 python -m benchmarks.refusal_steering --data FOLDER --out FOLDER [--layers 9,15,21] [--epochs 6]
 
 Vectors of PCA, LAT and the probe are as long as the way from f- to f+ along them: the largest projection has no length
-where none is above 0, as LAT's is not. Trained on refusal_quadruples/train.parquet, evaluated on test.parquet: share of KL(q : p) recovered in both directions
+where none is above 0, as LAT's is not.
+
+Trained on refusal_quadruples/train.parquet, evaluated on test.parquet: share of KL(q : p) recovered in both directions
 (q: the unedited run of the other prompt), what greedy answers begin with, KL and perplexity on WikiText, refusals of
 XSTest's safe prompts. A vector that takes refusals away is an instrument of red teams. Vectors and tables are kept in
 --out, and vectors that are there are not trained again.

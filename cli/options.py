@@ -48,9 +48,7 @@ AssumedPreference = Annotated[
 Terminal = Annotated[
     str, typer.Option(help="Terminal blocks: last_third, last_K (as last_4), or FIRST-LAST (as 21-30).")
 ]
-AllowQuantized = Annotated[
-    bool, typer.Option("--allow-quantized", help="Exponents also of packed low-bit weights.")
-]
+AllowQuantized = Annotated[bool, typer.Option("--allow-quantized", help="Exponents also of packed low-bit weights.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The report as JSON on stdout, for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 FailIf = Annotated[

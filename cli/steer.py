@@ -1,9 +1,10 @@
-"""Commands about steering vectors: train one, look at its file, apply it, make it a file of another tool."""
+"""Commands about steering vectors: train one, look at its file, apply it, find its strength, test it, export it."""
 
 import typer
 
 from .grouped import GroupedCommand
 from .steer_applying import apply
+from .steer_evaluation import evaluate, sweep
 from .steer_files import convert, inspect
 from .steer_training import train
 
@@ -17,4 +18,6 @@ def _steer() -> None: ...
 steer_app.command("train", cls=GroupedCommand)(train)
 steer_app.command("inspect")(inspect)
 steer_app.command("apply", cls=GroupedCommand)(apply)
+steer_app.command("sweep", cls=GroupedCommand)(sweep)
+steer_app.command("evaluate", cls=GroupedCommand)(evaluate)
 steer_app.command("convert", cls=GroupedCommand)(convert)

@@ -158,7 +158,7 @@ def train(
     norm: Annotated[
         str | None,
         typer.Option(
-            help="Length of what is added: difference, largest, gap (f+ - f-) or unit.", rich_help_panel=OTHERS
+            help="Length of what is added: difference, largest, gap (f+ - f-), unit.", rich_help_panel=OTHERS
         ),
     ] = None,
     pca: Annotated[

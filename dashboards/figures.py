@@ -12,6 +12,7 @@ from .ranking_figures import ranking_figures
 from .reward_figures import reward_figures
 from .series_figures import series_figures
 from .spinal_figures import spinal_figures
+from .steering_figures import steering_figures
 from .weight_figures import weight_figures
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __all__ = [
     "reward_figures",
     "series_figures",
     "spinal_figures",
+    "steering_figures",
     "weight_figures",
 ]
 
@@ -43,6 +45,7 @@ _BY_SECTION = {
     "information": information_figures,
     "series": series_figures,
     "metrics": metric_figures,
+    "steering": steering_figures,
 }
 
 

@@ -22,12 +22,14 @@ _LAZY = {
     "Subspace": ".subspace",
     "bidirectionality": ".evaluation.both_ways",
     "detection": ".evaluation.detecting",
+    "evaluate_steering": ".evaluation.evaluating",
     "faithfulness": ".evaluation.teacher_forcing",
     "fit_interchange": ".cdas",
     "scan_layers": ".evaluation.layer_scan",
     "select_strength": ".evaluation.selecting",
     "side_effects": ".evaluation.damage",
     "sweep": ".evaluation.sweeps",
+    "sweep_steering": ".evaluation.sweeping",
     "train_cdas": ".training",
 }
 
@@ -46,12 +48,14 @@ __all__ = [
     "Subspace",
     "bidirectionality",
     "detection",
+    "evaluate_steering",
     "faithfulness",
     "fit_interchange",
     "scan_layers",
     "select_strength",
     "side_effects",
     "sweep",
+    "sweep_steering",
     "train_cdas",
 ]
 
@@ -62,8 +66,10 @@ if TYPE_CHECKING:
     from .evaluation.both_ways import bidirectionality
     from .evaluation.damage import side_effects
     from .evaluation.detecting import detection
+    from .evaluation.evaluating import evaluate_steering
     from .evaluation.layer_scan import scan_layers
     from .evaluation.selecting import select_strength
+    from .evaluation.sweeping import sweep_steering
     from .evaluation.sweeps import sweep
     from .evaluation.teacher_forcing import faithfulness
     from .factors import Factors

@@ -24,8 +24,9 @@ def fit_diffmean(
     """Adds mean(h with the concept) - mean(h without it) [d] at the layer, in the units of h.
 
     tokens: "all" edited tokens of x_c + y_c against those of x + y (AxBench), or "last", the source token of x_c
-    against that of x (CAA). norm: the full "difference", "unit", or of unit norm times A ("largest"), the largest
-    projection of a training state with the concept, or times f+ - f- ("gap") [reconstructed]. options: of preparing.prepare, as train_cdas takes them.
+    against that of x (CAA). norm: the full "difference"; "unit", or of unit norm times A ("largest"), the largest
+    projection of a training state with the concept, or times f+ - f- ("gap") [reconstructed]. options: of
+    preparing.prepare, as train_cdas takes them.
     Raises InputError as prepare does, for unknown names and means that are equal. Formulas from code (AxBench).
     """
     data = prepare(subject, quadruples, layer=layer, **options)

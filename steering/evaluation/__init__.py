@@ -25,6 +25,7 @@ _LAZY = {
     "begins_with_target": ".flips",
     "bidirectionality": ".both_ways",
     "detection": ".detecting",
+    "evaluate_steering": ".evaluating",
     "faithfulness": ".teacher_forcing",
     "openings_of": ".refusals",
     "parse_rating": ".ratings",
@@ -35,6 +36,7 @@ _LAZY = {
     "select_strength": ".selecting",
     "side_effects": ".damage",
     "sweep": ".sweeps",
+    "sweep_steering": ".sweeping",
 }
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "begins_with_target",
     "bidirectionality",
     "detection",
+    "evaluate_steering",
     "faithfulness",
     "openings_of",
     "parse_rating",
@@ -65,6 +68,7 @@ __all__ = [
     "select_strength",
     "side_effects",
     "sweep",
+    "sweep_steering",
 ]
 
 if TYPE_CHECKING:
@@ -73,6 +77,7 @@ if TYPE_CHECKING:
     from .candidates import Candidate
     from .damage import SideEffects, side_effects
     from .detecting import Detection, detection
+    from .evaluating import evaluate_steering
     from .faithful_table import Faithfulness
     from .flips import FlipCase, begins_with_target, same_answer
     from .judges import KeywordScorer, RewardScorer
@@ -81,6 +86,7 @@ if TYPE_CHECKING:
     from .ratings import Scorer, parse_rating, rating_score
     from .refusals import RefusalMeasure, openings_of, refusal_measure
     from .selecting import Selection, select_strength
+    from .sweeping import sweep_steering
     from .sweeps import Sweep, sweep
     from .teacher_forcing import faithfulness
 

@@ -86,7 +86,7 @@ def bidirectionality(
             if one.strength(direction) is not None:
                 judged[name] = outputs.steered(direction, one, rule)
         sides[direction] = _Side(
-            direction=direction, methods=methods, shares=shares, judged=judged, data=data, ours=isinstance(flips, str)
+            direction=direction, methods=methods, shares=shares, judged=judged, data=data, ours=_ours(flips)
         )
     return Bidirectionality(
         rows=tuple(side.row() for side in sides.values()),
@@ -115,7 +115,7 @@ class _Side:
     shares: DirectionShares
     judged: Mapping[str, Flips]  # of no edit, and of the methods that have a strength in this direction
     data: EvaluatedRows
-    ours: bool  # the rule of flips is one of RULES
+    ours: bool  # the rule of flips is one of ours
 
     def row(self) -> DirectionRow:
         return DirectionRow(
@@ -169,6 +169,10 @@ def _rule(flips: str | FlipRule) -> FlipRule:
     if flips not in RULES:
         raise InputError(f"flips '{flips}': expected {', '.join(RULES)}, or a function (case, output) -> bool or None")
     return RULES[flips]
+
+
+def _ours(flips: str | FlipRule) -> bool:
+    return isinstance(flips, str) or bool(getattr(flips, "reconstructed", False))
 
 
 def _asymmetry(sides: Mapping[str, _Side], name: str) -> Estimate:

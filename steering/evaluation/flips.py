@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Int
@@ -16,6 +16,7 @@ from ...probes.subject import Subject
 from ..quadruples import Quadruple
 from .candidates import ELICIT, WAYS, Candidate
 from .evaluated_rows import EvaluatedRows
+from .refusals import is_refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,21 @@ def begins_with_target(case: FlipCase, output: str) -> bool | None:
     """Whether the output begins with the words of the row's own answer to the other prompt [reconstructed]."""
     target = _words(case.target)
     return _words(output)[: len(target)] == target
+
+
+@dataclass(frozen=True, slots=True)
+class OpeningRule:
+    """Whether the output begins as answers with the concept do; to suppress, that it does not [reconstructed].
+
+    openings: of answers with the concept, as texts; case, spaces and shape of ' do not matter. For answers that say the
+    concept in their first words, as refusals do.
+    """
+
+    openings: tuple[str, ...]
+    reconstructed: ClassVar[bool] = True
+
+    def __call__(self, case: FlipCase, output: str) -> bool | None:
+        return is_refusal(output, self.openings) is (case.direction == ELICIT)
 
 
 def _words(text: str) -> list[str]:

@@ -36,7 +36,7 @@ def references(
     if random_seeds < 1:
         raise InputError(f"random_seeds={random_seeds}: expected 1 or more")
     file = rows.file if training is None else read_quadruples(training)
-    options, told = _options(vector, rows, file, layer)
+    options, told = fit_options(vector, rows, file, layer)
     options["allow_small"] = allow_small or bool(options["allow_small"])
     rank = getattr(getattr(first_vector(vector), "subspace", None), "rank", 1)
     drawn = random_vectors(subject, file, rank=rank, draws=range(random_seeds), **options)
@@ -46,10 +46,10 @@ def references(
     return found, told
 
 
-def _options(
+def fit_options(
     vector: Steering, rows: EvaluatedRows, file: QuadrupleFile, layer: int | None
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """For preparing.prepare, and notices."""
+    """What a baseline is fitted with to stand where the vector does: options of preparing.prepare, and notices."""
     first = first_vector(vector)
     made: Mapping[str, Any] = settings_of(first)
     site = getattr(first, "site", None)

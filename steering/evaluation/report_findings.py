@@ -1,0 +1,129 @@
+"""What do the numbers of a steering vector say in plain sentences? Rules on intervals, never on a bare value."""
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from ...diagnose.phrases import in_points, in_share
+from ...diagnose.report import Estimate, Finding
+from .candidates import ELICIT, SUPPRESS, WAYS
+from .report_parts import SECTION
+
+BROKEN = 1.1  # ratio of perplexities of unrelated texts above which the edit breaks them [reconstructed]
+
+
+def steering_findings(estimates: Mapping[str, Estimate]) -> list[Finding]:
+    """Rules over the estimates of the section "steering", each on the ends of an interval; without one nothing is said.
+
+    recovered below 0: does harm; over_random reaching 0 or below: no better than random directions; over_diffmean:
+    than the difference of means; over_prompt below 0: prompting is stronger; a direction that works (recovered and
+    over_random above 0) beside one that does not, asymmetry clear of 0: one way; perplexity ratio above 1.1
+    [reconstructed]: breaks unrelated text.
+    """
+    found: list[Finding] = []
+    for way in WAYS:
+        found += [*_of_shares(estimates, way), *_broken(estimates, way)]
+    return [*found, *_one_way(estimates)]
+
+
+def works(estimates: Mapping[str, Estimate], way: str) -> bool:
+    """Whether the vector recovers more than nothing in this direction, and more than random directions where known."""
+    recovered, over = estimates.get(f"recovered_{way}"), estimates.get(f"over_random_{way}")
+    return _above(recovered, 0.0) and (over is None or over.low is None or over.low > 0)
+
+
+def _of_shares(estimates: Mapping[str, Estimate], way: str) -> Iterator[Finding]:
+    own, random, means, prompt = (
+        estimates.get(f"{name}_{way}") for name in ("recovered", "over_random", "over_diffmean", "over_prompt")
+    )
+    names = [f"recovered_{way}"]
+    if own is not None and _below(own, 0.0):
+        yield _finding(
+            "alarm",
+            f"Steered to {way}, the model is further from what it would say to the other prompt than without the "
+            f"vector: recovered share of the KL {in_share(own)}.",
+            names,
+            "Do not use it in this direction; look at its sign, its layer and its strength.",
+        )
+    elif random is not None and random.low is not None and random.low <= 0:
+        yield _finding(
+            "alarm",
+            f"To {way}, the vector is no better than random directions: its recovered share less theirs is "
+            f"{in_points(random)}.",
+            [*names, f"over_random_{way}"],
+            "Train on more rows, at another layer (steer train --layers), or with another method.",
+        )
+    elif own is not None and works(estimates, way):
+        yield _finding(
+            "info",
+            f"To {way}, the vector recovers {in_share(own)} of the KL to the run of the other prompt.",
+            names,
+            "",
+        )
+    if means is not None and means.low is not None and means.low <= 0:
+        worse = _below(means, 0.0)
+        yield _finding(
+            "notice",
+            f"To {way}, the vector is {'worse' if worse else 'no better'} than the difference of means, which costs no "
+            f"training: recovered share less its {in_points(means)}.",
+            [*names, f"over_diffmean_{way}"],
+            "Ship the difference of means (steer train --method diffmean), or say what else speaks for this vector.",
+        )
+    if prompt is not None and _below(prompt, 0.0):
+        yield _finding(
+            "notice",
+            f"To {way}, prompting is stronger: the vector's recovered share less that of a prompt that asks for it is "
+            f"{in_points(prompt)}.",
+            [*names, f"over_prompt_{way}"],
+            "Where the prompt is yours to write, ask; a vector is for where it is not.",
+        )
+
+
+def _broken(estimates: Mapping[str, Estimate], way: str) -> Iterator[Finding]:
+    ratio = estimates.get(f"perplexity_ratio_{way}")
+    if _above(ratio, BROKEN):
+        yield _finding(
+            "alarm",
+            f"Steered to {way}, the model reads unrelated texts worse: their perplexity is multiplied by {ratio}, "
+            f"above {BROKEN:g} (a bound of ours).",
+            [f"perplexity_ratio_{way}", f"unrelated_kl_{way}"],
+            "Try a smaller strength, or another layer, before this vector is used.",
+        )
+
+
+def _one_way(estimates: Mapping[str, Estimate]) -> Iterator[Finding]:
+    for way, other in ((ELICIT, SUPPRESS), (SUPPRESS, ELICIT)):
+        far = estimates.get(f"recovered_{other}")
+        if far is None or not works(estimates, way) or works(estimates, other):
+            continue
+        gap = estimates.get("asymmetry")
+        if far.value is None:
+            yield _finding(
+                "notice", f"The vector works one way only: it can {way}, not {other} ({far.reason}).",
+                [f"recovered_{way}"], "Do not expect it to take back what it does.",
+            )  # fmt: skip
+        elif gap is not None and (_above(gap, 0.0) if way == ELICIT else _below(gap, 0.0)):
+            yield _finding(
+                "notice",
+                f"The vector works one way only: it recovers {in_share(estimates[f'recovered_{way}'])} of the KL to "
+                f"{way}, {in_share(far)} to {other}; elicit less suppress {in_points(gap)}.",
+                [f"recovered_{way}", f"recovered_{other}", "asymmetry"],
+                f"Use it to {way} only, or train with directions='both'.",
+            )
+
+
+def _finding(severity: Literal["info", "notice", "alarm"], sentence: str, names: list[str], next_step: str) -> Finding:
+    return Finding(
+        severity=severity,
+        section=SECTION,
+        sentence=sentence,
+        rests_on=[f"{SECTION}.{name}" for name in names],
+        next_step=next_step,
+    )
+
+
+def _above(estimate: Estimate | None, bound: float) -> bool:
+    return estimate is not None and estimate.low is not None and estimate.low > bound
+
+
+def _below(estimate: Estimate | None, bound: float) -> bool:
+    return estimate is not None and estimate.high is not None and estimate.high < bound
