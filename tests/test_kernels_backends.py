@@ -35,8 +35,7 @@ def test_the_exponential_is_that_of_float64_down_to_its_floor():
     numba_tiles._some_stream(z, np.float32(0), amplitudes)
     exact = np.exp(z[:-3].astype(np.float64) / 2)
     assert np.abs(amplitudes[:-3] / exact - 1).max() < 2e-7
-    assert amplitudes[-3:] == pytest.approx([2.0**-40] * 3, rel=1e-6)
-    assert amplitudes[-4] > amplitudes[-3]
+    assert amplitudes[-3:].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("columns", [1, 63, 1056, 2048, 5003])
@@ -81,12 +80,14 @@ def test_a_logit_that_is_no_number_marks_its_own_row_only(poison):
 
 
 def test_logits_far_below_the_peak_cost_no_more_than_others():
-    """Subnormal squares would; there are none: nothing is between 0 and the smallest normal number."""
+    """Subnormal squares would; there are none: nothing lies between 0 and the smallest normal number."""
     logits = tile(1000, spread=60.0)
     amplitudes = np.empty(1000, dtype=np.float32)
     for row in logits.flatten(0, 1).numpy():
         numba_tiles._some_stream(row, row.max(), amplitudes)
-        assert (amplitudes**2).min() >= np.finfo(np.float32).tiny
+        squares = amplitudes**2
+        assert (squares == 0).any()
+        assert squares[squares > 0].min() >= np.finfo(np.float32).tiny
 
 
 def test_both_backends_say_the_same_of_two_models():

@@ -103,6 +103,66 @@ def test_one_logit_of_a_thousand_raised_to_five(dtype, tolerance, tile):
     assert got.entropy[1].item() == pytest.approx(6.3985358855, abs=2 * tolerance)
 
 
+@pytest.mark.parametrize("height", [20.0, 30.0, 40.0, 90.0, 300.0, 800.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_two_sharp_rows_with_different_tokens_on_top_are_pi_apart(height, dtype):
+    """Neither has a variance that float can hold, as two equal rows have none."""
+    left, right = row([height, 0, 0], dtype), row([0, height, 0], dtype)
+    true = naive(torch.eye(2)[:, None], torch.stack([left, right]).T)["angle"].item()
+    assert true > 3.1
+    assert transport_of(left, right).angle.item() == pytest.approx(true, abs=1e-6)
+
+
+@pytest.mark.parametrize("spread", [1.0, 3.0, 10.0, 100.0])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-7)])
+def test_rows_of_any_sharpness_agree_with_the_chord(spread, dtype, tolerance):
+    generator = torch.Generator().manual_seed(11)
+    hidden = torch.randn(4, 200, 16, generator=generator).to(dtype)
+    hidden[3] = hidden[2] + 0.01 * hidden[0]  # near ones too
+    head = spread * torch.randn(300, 16, generator=generator).to(dtype)
+    logits = (hidden @ head.T).double()  # in the precision of the kernel: rounding of logits is no error of the angle
+    root = (logits.log_softmax(-1) / 2).exp()
+    true = 4 * torch.asin((root[1:] - root[:-1]).norm(dim=-1) / 2)
+    found = lens_transport(hidden, head, vocab_tile=128).angle
+    assert (found - true).abs().max() < tolerance * max(1.0, spread)
+
+
+def test_a_tail_that_moves_both_ways_is_no_small_angle():
+    """One sure token, and two unlikely halves that move by nats in opposite directions: no skew, a fourth cumulant."""
+    sure = torch.zeros(1000)
+    sure[3] = 23.0
+    moved = sure + 5.0 * torch.where(torch.arange(1000) % 2 == 0, 1.0, -1.0)
+    moved[3] = 23.0
+    true = naive(torch.eye(2)[:, None], torch.stack([sure, moved]).T)["angle"].item()
+    assert true > 1e-4
+    assert transport_of(sure, moved).angle.item() == pytest.approx(true, rel=1e-2)
+
+
+@pytest.mark.parametrize("height", [300.0, 700.0, 760.0, 800.0])
+@pytest.mark.parametrize("tile", [None, 64, 200])
+def test_a_peak_far_above_another_part_of_the_vocabulary_loses_nothing(height, tile):
+    sharp = torch.zeros(400)
+    sharp[390] = height
+    flat = 0.1 * torch.randn(400, generator=torch.Generator().manual_seed(12))
+    true = naive(torch.eye(2)[:, None], torch.stack([sharp, flat]).T)["angle"].item()
+    for pair in ((sharp, flat), (flat, sharp)):
+        assert transport_of(*pair, vocab_tile=tile).angle.item() == pytest.approx(true, abs=2e-6)
+
+
+@pytest.mark.parametrize("low", [-1e9, -1e20, -1e30, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("tile", [None, 64])
+def test_logits_masked_by_a_large_number_count_as_left_out(low, tile):
+    generator = torch.Generator().manual_seed(13)
+    hidden, head = torch.randn(3, 5, 8, generator=generator), torch.randn(200, 8, generator=generator)
+    bias = torch.zeros(200)
+    bias[150:] = low
+    masked = lens_transport(hidden, head, bias=bias, vocab_tile=tile)
+    cut = lens_transport(hidden, head[:150], vocab_tile=tile)
+    assert masked.n_nonfinite == 0
+    for name in ("angle", "entropy", "log_normalizer", "kl_to_next", "kl_from_next"):
+        torch.testing.assert_close(getattr(masked, name), getattr(cut, name), atol=5e-6, rtol=0)
+
+
 @pytest.mark.parametrize("height", [80.0, 200.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_disjoint_peaks_are_pi_apart(height, dtype):

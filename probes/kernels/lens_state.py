@@ -16,7 +16,8 @@ Pairs = Sequence[tuple[int, int]]
 
 SMALL_KL = 1e-3  # nats; below it the difference form (absolute floor 2e-6 in float32 sums) gives way to the cumulants
 SMALL_VARIANCE = 1e-5  # of log-ratios; below it (angles < 3e-3) float32 amplitudes may round t - u s visibly,
-MAX_SKEW_ANGLE = 0.02  # though not where a few tokens move by more than this
+MAX_SKEW_ANGLE = 0.02  # though not where a few tokens move by more than this,
+MAX_APART = 1e-5  # rad, nor where both forms are further apart than float32 amplitudes can be off
 MAX_SKEW = 0.1  # |k3 / k2| up to which k2/2 + k3/6 is good to 1e-3; a heavier tail is read again in float64
 
 
@@ -64,12 +65,12 @@ def merge(parts: Sequence[LensState], pairs: Pairs) -> LensState:
     keep = lift.exp()
     kept = keep * masses
     mass = kept.sum(0)
-    overlaps = torch.stack([part.overlap for part in parts]) * (keep[:, first] * keep[:, second]).sqrt()
-    overlap, of_first = overlaps.sum(0), kept[:, first]
-    ratios = torch.where(of_first > 0, overlaps / of_first.where(of_first > 0, 1.0), 0.0)
-    # root before square: the ratio alone may overflow where a part of the vocabulary has almost no mass
-    between = (((ratios - overlap / mass[first]) * of_first.sqrt()) ** 2).sum(0)
-    residual = (keep[:, second] * torch.stack([part.residual for part in parts])).sum(0) + between
+    overlaps, of_second = torch.stack([part.overlap for part in parts]), keep[:, second]
+    overlap = (overlaps * (keep[:, first] * of_second).sqrt()).sum(0)
+    # a part's own u times the root of its mass, in which keep of the first stream, that may be 0, cancels
+    own = overlaps / masses[:, first].sqrt() * of_second.sqrt()
+    between = ((own - overlap / mass[first] * kept[:, first].sqrt()) ** 2).sum(0)
+    residual = (of_second * torch.stack([part.residual for part in parts])).sum(0) + between
 
     shifts = pilots[0] - pilots  # moments of every part move to the pilot of the first
     forward = _moved([part.forward for part in parts], keep[:, first], masses[:, first], shifts)
@@ -154,7 +155,9 @@ def finish(state: LensState, pairs: Pairs) -> LensReading:
     # -8 log BC = k2 + k3/2 + ..., and for a small angle that is its square
     small = (variance < SMALL_VARIANCE) & (skew.abs() <= MAX_SKEW_ANGLE * variance)
     tangent = 2 * torch.atan2((state.residual * state.mass[first]).sqrt(), state.overlap)
-    angle = torch.where(small, (variance + skew / 2).clamp(min=0).sqrt(), tangent)
+    series = (variance + skew / 2).clamp(min=0).sqrt()
+    # two sharp rows have no variance under p_i and yet lie pi apart: the series has to agree with the tangent
+    angle = torch.where(small & ((tangent - series).abs() < MAX_APART), series, tangent)
     overlap = state.overlap / (state.mass[first] * state.mass[second]).sqrt()
     lost = bad[first] | bad[second]
     reading = LensReading(

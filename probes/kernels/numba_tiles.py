@@ -27,8 +27,8 @@ in_order: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(
     nogil=True, fastmath={"contract"}, error_model="numpy", cache=True
 )
 
-# amplitudes end at 2^-40, their squares at 2^-80: far below float32 round-off of a sum that holds a 1, and far above
-# the subnormal numbers, which cost a hundred times as much
+# amplitudes under 2^-40 (squares under 2^-80) count as 0: far below float32 round-off of a sum that holds a 1, and far
+# above the subnormal numbers, which cost a hundred times as much
 LOWEST = np.float32(-80 * math.log(2))
 HALF_LOG2E = np.float32(0.5 / math.log(2))  # exp(x / 2) = 2^(x HALF_LOG2E)
 STEP = np.float32(round(2 * math.log(2) * 2**15) / 2**15)  # 2 log 2 in 16 bits: up to 80 of them are exact
@@ -152,12 +152,13 @@ def _peak(bits):
 @in_order
 @no_type_check
 def _amplitude(below):
-    """exp(below / 2) for below <= 0, and 2^-40 where it would be less; relative error 2e-7."""
+    """exp(below / 2) for below <= 0, relative error 2e-7, and 0 where it would be under 2^-40."""
     x = max(below, LOWEST)
     whole = np.floor(x * HALF_LOG2E + HALF)
     f = ((x - whole * STEP) - whole * REST) * HALF_LOG2E  # in this order nothing of x is lost
     scale = _as_float((np.int32(whole) + BIAS) << EXPONENT)
-    return ((((((C6 * f + C5) * f + C4) * f + C3) * f + C2) * f + C1) * f + ONE) * scale
+    amplitude = ((((((C6 * f + C5) * f + C4) * f + C3) * f + C2) * f + C1) * f + ONE) * scale
+    return ZERO if below < LOWEST else amplitude
 
 
 @summing
@@ -182,7 +183,7 @@ def _some_stream(z, peak, s):
         amplitude = _amplitude(below)
         s[column] = amplitude
         mass += amplitude * amplitude
-        energy += amplitude * amplitude * below  # infinite or NaN where z is: that marks the row
+        energy += amplitude * amplitude * below  # NaN where z is infinite (0 x inf) or NaN: that marks the row
     return mass, energy
 
 
@@ -207,17 +208,25 @@ def _above(z_j, z_i, pilot):
     return (z_j - z_i) - pilot  # in this order: the difference of neighbours is exact
 
 
+@in_order
+@no_type_check
+def _powers(s, x):
+    """s^2 x^k for k = 1, 2, 3; in this order 0 stays 0 where x, of a masked logit, has no finite square."""
+    first = s * s * x
+    second = first * x
+    return first, second, second * x
+
+
 @summing
 @no_type_check
 def _some_pair(s, t, z_i, z_j, pilot):
     overlap = one = two = three = ZERO
     for column in range(len(s)):
         overlap += s[column] * t[column]
-        x = _above(z_j[column], z_i[column], pilot)
-        first = s[column] * s[column] * x
+        first, second, third = _powers(s[column], _above(z_j[column], z_i[column], pilot))
         one += first
-        two += first * x
-        three += first * x * x
+        two += second
+        three += third
     return overlap, one, two, three
 
 
