@@ -20,6 +20,7 @@ _COMPUTING = (
     "gguf",
     "safetensors",
     "numpy",
+    "numba",
     "scipy",
     "pandas",
 )

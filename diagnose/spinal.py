@@ -23,7 +23,7 @@ from .naming import short_name
 from .spinal_between import SpinalDistance, spinal_distance
 from .spinal_compare import SpinalComparison, compare_spinal
 from .spinal_formats import format_facts
-from .spinal_lens import lens_vocabulary
+from .spinal_lens import lens_backend, lens_vocabulary
 from .spinal_reading import Folder, Progress, ReadOptions, opened, prepare_prompts, read_prompts_of
 from .spinal_readings import Readings
 from .spinal_rows import TracedPrompt, text_policy
@@ -125,6 +125,10 @@ def spinal_trace(
     check_invalid(file, max_invalid, more=invalid)
     if not traced:
         raise InputError(f"{file.source}: no prompt is left to trace")
+    if drop_top >= subject.d_model:
+        raise InputError(
+            f"drop_top={drop_top} (--drop-top): {subject.name} is {subject.d_model} wide; expected fewer than that"
+        )
     model = TracedModel(
         name=short_name(subject.name),
         fingerprint=subject.fingerprint,
@@ -152,6 +156,7 @@ def spinal_trace(
         "batch_size": batch_size,
         "seed": seed,
         "dtype": subject.dtype,
+        "lens_backend": lens_backend(subject),
         "vocabulary": model.vocab,
         "angle_vocabulary": reduced_vocabulary(vocabulary, model.vocab),
         **format_facts(subject, allowed=allow_quantized),

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..probes.kernels import lens_distance, lens_transport
+from ..probes.kernels.backends import chosen
 from ..probes.kernels.eager import exact_products, tile_state
 from ..probes.kernels.lens_state import LensReading, Pairs, finish
 from ..probes.vocabulary import real_vocabulary
@@ -35,6 +36,14 @@ def lens_vocabulary(subject: "Subject") -> int:
     if subject.fingerprints.tokenizer is None:
         return rows
     return min(rows, max(2, real_vocabulary(subject.tokenizer)))
+
+
+def lens_backend(subject: "Subject") -> str:
+    """What sums up the subject's read-outs (see `lens_transport`): backends agree to 5e-6, not to the bit."""
+    head = subject.head()
+    if head is None:
+        return "eager"
+    return chosen("auto", torch.promote_types(head.weight.dtype, torch.float32), head.weight.device)
 
 
 @torch.no_grad()

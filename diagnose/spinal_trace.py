@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from .report import SectionResult
 
-TRACE_VERSION = 5
+TRACE_VERSION = 6
 DRAWS = 10_000  # of the cluster bootstrap
 REDUCED = ("angle_bucketed", "angle_renormalised", "angle_dropped")  # of the reduced vocabulary, last token
 SAMPLING_ONLY = "covers sampling, not finite-N bias"
@@ -281,7 +281,7 @@ def analyse(
         text_hash=_hash(prompt.digest for prompt in prompts),
         settings=settings,
         counts=counts | {"prompts": n, "nonfinite_rows": len(prompts) - n},
-        warnings=trace_warnings(n, model, layers, settings),
+        warnings=trace_warnings(n, model, layers, settings, counts.get("duplicate_prompts", 0)),
     )
 
 

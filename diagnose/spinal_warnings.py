@@ -16,9 +16,13 @@ ROWS_A_COLUMN = 4  # under so many independent rows a column an absolute exponen
 ONLY_LAST = "lens='final_only': only the last step and the entropy of the last layer are read out"
 
 
-def trace_warnings(n: int, model: "TracedModel", layers: pd.DataFrame, settings: dict[str, Any]) -> tuple[str, ...]:
-    """Of n prompts and the table of layers."""
+def trace_warnings(
+    n: int, model: "TracedModel", layers: pd.DataFrame, settings: dict[str, Any], n_repeated: int = 0
+) -> tuple[str, ...]:
+    """Of n prompts and the table of layers; n_repeated: prompts that were dropped as repetitions."""
     found = []
+    if n_repeated:
+        found.append(f"{n_repeated} prompts repeat the tokens of another and were dropped")
     pooled = "n_eff" in layers
     if n < 46 and not pooled:
         found.append(f"{n} prompts: no exponent (46 are needed); angles and entropies stand")

@@ -81,7 +81,7 @@ def trace_run(
     if run.finished:
         return Report.load(run.path)
     with run.watch.timed("trace"):
-        result = spinal_trace(
+        trace = spinal_trace(
             subject,
             file,
             max_tokens=max_tokens,
@@ -92,7 +92,7 @@ def trace_run(
             shards=run.stage("trace"),
             progress=run.watch.ticking(progress),
             **options,
-        ).section()
+        )
     manifest = Manifest(
         command=command,
         models={"model": model_facts(subject)},
@@ -107,9 +107,9 @@ def trace_run(
     report = Report.assemble(
         title=f"SPINAL trace of {short_name(subject.name)}",
         question=f"How does the residual stream of {short_name(subject.name)} contract and travel over its "
-        f"{subject.n_layers} blocks, on {len(file)} prompts?",
+        f"{subject.n_layers} blocks, on {trace.n} prompts?",
         manifest=manifest,
-        results=[result.costed(run.watch.cost("trace"))],
+        results=[trace.section().costed(run.watch.cost("trace"))],
     )
     report.save(run.path)
     return report

@@ -141,9 +141,12 @@ def require_finite(model: nn.Module, name: str) -> None:
     for key, parameter in model.named_parameters():
         if not parameter.is_floating_point() or parameter.numel() == 0 or parameter.is_meta:
             continue
-        low, high = parameter.detach().aminmax()
+        values = parameter.detach()
+        if values.element_size() == 1:  # 8-bit floats: torch knows no extremes of them
+            values = values.float()
+        low, high = values.aminmax()
         if not bool(torch.isfinite(low) & torch.isfinite(high)):
-            n_bad = int((~torch.isfinite(parameter)).sum())
+            n_bad = int((~torch.isfinite(values)).sum())
             bad.append(f"{key} ({n_bad} of {parameter.numel()} values)")
     if bad:
         raise InputError(
@@ -214,6 +217,8 @@ def _stored_facts(files: CheckpointFiles) -> dict[str, Any]:
     counts = Counter(label for file in files.weights for label in tensor_dtypes(file).values())
     names = [_DTYPE_NAMES.get(label, label) for label, _ in counts.most_common()]
     scheme = (files.config.get("quantization_config") or {}).get("quant_method")
+    if scheme is None and (rounded := [name for name in names if name.startswith(("F8_", "F6_", "F4"))]):
+        scheme = f"{', '.join(rounded)}, unpacked"
     return {"dtype_on_disk": ", ".join(names), "quantization": scheme}
 
 

@@ -99,7 +99,7 @@ class TunedLens:
             raise InputError(
                 f"lens of {self.model['name']}: {subject.name} has other {' and '.join(changed)} "
                 f"({str(here[changed[0]])[:12]}, the lens knows {str(self.model[changed[0]])[:12]}). Train one on this "
-                "model, or pass shared=True to read two models through the lens of one"
+                "model, or take --shared-lens (shared_lens=True) to read two models through the lens of one"
             )
 
     def to_frame(self) -> pd.DataFrame:

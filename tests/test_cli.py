@@ -262,10 +262,12 @@ class TestBadInput:
         file = write_jsonl(tmp_path / "pairs.jsonl", rows)
         done = run(
             "audit", "--policy", policy, "--reference", zoo["llama"], "--pairs", file, "--only", "ranking",
-            "--out", tmp_path / "run",
+            "--allow-quantized", "--out", tmp_path / "run",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert Report.load(tmp_path / "run").manifest.data["pairs"]["set_aside"]["empty_completion"] == 1
+        manifest = Report.load(tmp_path / "run").manifest
+        assert manifest.data["pairs"]["set_aside"]["empty_completion"] == 1
+        assert manifest.settings["allow_quantized"] is True
 
     def test_unwritable_output(self, zoo, policy, pairs, tmp_path):
         (tmp_path / "file").write_text("")

@@ -19,9 +19,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import alignscope
+from alignscope.diagnose.spinal_formats import packed_format
 from alignscope.errors import InputError
 from alignscope.probes.checkpoint_files import locate, looks_like_path
 from alignscope.probes.loading import load
+from alignscope.probes.opening import require_finite
 
 IDS = torch.tensor([[1, 40, 200, 33, 7, 300]])
 MASK = torch.ones_like(IDS)
@@ -203,6 +205,29 @@ def test_tensor_of_another_shape_is_named_with_both_shapes(folder):
     edit_config(folder, intermediate_size=96)
     with pytest.raises(InputError, match=r"another shape.*mlp.*\(file \(.*128.*config\.json \(.*96"):
         load(folder)
+
+
+def test_weights_stored_in_8_bit_floats_are_unpacked_and_called_so(folder, llama):
+    def pack(tensors: dict) -> None:
+        for name in tensors:
+            if name.endswith("proj.weight"):
+                tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+
+    rewrite(folder, pack)
+    subject = load(folder)
+    assert subject.facts["quantization"] == "F8_E4M3, unpacked"
+    assert subject.dtype == "float32"
+    assert packed_format(subject) is None  # an ordinary model, with a notice
+    assert llama.facts["quantization"] is None
+
+
+def test_8_bit_floats_that_are_not_finite_are_refused_like_others():
+    layer = torch.nn.Linear(4, 4)
+    layer.weight = torch.nn.Parameter(layer.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    require_finite(layer, "packed")
+    layer.weight.view(torch.uint8)[1, 2] = 0x7F  # NaN of e4m3
+    with pytest.raises(InputError, match=r"packed: NaN or infinite weights in weight \(1 of 16 values\)"):
+        require_finite(layer, "packed")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

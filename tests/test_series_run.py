@@ -147,6 +147,17 @@ def test_preferences_alone_need_no_traces(ladder, zoo, tmp_path):
     assert [section.name for section in found.sections] == ["metrics"]
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_series_has_exponents_of_packed_saves_only_where_it_is_told_to(ladder, zoo, tmp_path, monkeypatch, allowed):
+    monkeypatch.setattr("alignscope.diagnose.spinal_formats.packed_format", lambda subject: "bitsandbytes")
+    found = series(
+        [ladder / "checkpoint-50"], zoo["llama"], PAIRS, out=tmp_path / "run", only="spinal", allow_quantized=allowed
+    )
+    exponent = value(found.to_frame("metrics.metrics"), 50, "spinal", "d_alpha_terminal")
+    assert pd.notna(exponent.value) == allowed
+    assert found.manifest.settings["allow_quantized"] is allowed
+
+
 # ---- which saves, at which steps
 
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from spinal_models import letters, tiny_model, tiny_subject
 from tiny_tokenizer import tiny_tokenizer
+from typer.testing import CliRunner
 
 import alignscope
 from alignscope import compare_spinal, spinal_trace
+from alignscope.cli.main import app
 from alignscope.diagnose.spinal_formats import NOISE_FLOOR, packed_format
 
 PROMPTS = letters(48, longest=20)
@@ -130,3 +132,17 @@ def test_packed_formats_are_told_by_scheme_and_by_dtype(facts, dtype, expected):
     weight = torch.nn.Parameter(torch.zeros(2, 2).to(dtype), requires_grad=False)
     model = SimpleNamespace(parameters=lambda: iter([weight]))
     assert packed_format(SimpleNamespace(facts=facts, model=model)) == expected
+
+
+def test_the_series_command_hands_the_switch_on(tmp_path, monkeypatch):
+    given = {}
+
+    def taken(*arguments, **options):
+        given.update(options)
+        raise alignscope.InputError("seen")
+
+    monkeypatch.setattr("alignscope.diagnose.series_run.series", taken)
+    (tmp_path / "pairs.jsonl").touch()
+    options = ["--pairs", str(tmp_path / "pairs.jsonl"), "--allow-quantized", "--out", str(tmp_path / "run")]
+    CliRunner().invoke(app, ["series", "a", "--reference", "b", *options])
+    assert given["allow_quantized"] is True

@@ -201,6 +201,7 @@ def test_prompts_are_cut_from_the_left_then_repeated_ones_are_dropped(subject):
     assert {prompt.ids for prompt in found.prompts} == {(bos, *end), tuple(PIECES[c] for c in ("<bos>", *"cello"))}
     assert found.counts["duplicate_prompts"] == 2
     assert found.counts["prompts"] == 2
+    assert found.warnings[0] == "2 prompts repeat the tokens of another and were dropped"
 
 
 def test_prompts_that_share_an_id_are_one_cluster(subject):
@@ -223,7 +224,18 @@ def test_few_prompts_have_angles_and_entropies_but_no_exponent(subject, n):
     assert (low is None) == (n < 20)
 
 
-def test_46_to_511_prompts_carry_a_warning(trace):
+def test_more_columns_dropped_than_the_model_is_wide_are_refused_before_it_runs(subject, monkeypatch):
+    monkeypatch.setattr("alignscope.diagnose.spinal.read_prompts_of", lambda *_, **__: pytest.fail("the model ran"))
+    width = subject.d_model
+    with pytest.raises(InputError, match=rf"drop_top={width} \(--drop-top\): .* is {width} wide"):
+        spinal_trace(subject, letters(60), drop_top=width)
+
+
+def test_the_trace_says_what_summed_up_its_read_outs(trace):
+    assert trace.settings["lens_backend"] in ("numba", "eager")
+
+
+def test_46_to_499_prompts_carry_a_warning(trace):
     assert any("compare models at this same number only" in warning for warning in trace.warnings)
 
 

@@ -203,7 +203,7 @@ class TestFiles:
 
     def test_another_model_is_refused_unless_the_lens_is_shared(self, lens):
         other = small(scale=1.1, changed=2)
-        with pytest.raises(InputError, match=r"has other weights .*pass shared=True"):
+        with pytest.raises(InputError, match=r"has other weights .*take --shared-lens"):
             lens.require_fits(other)
         lens.require_fits(other, shared=True)
 

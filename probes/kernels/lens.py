@@ -75,7 +75,7 @@ def lens_transport(
     token ids, -1 for none. `vocab_tile` None: tiles of 8 MB, so that memory does not grow with L, N or V.
     pairs: more layers to compare, (i, j) of 0..L-1; their angles come as `pair_angle`, steps are not computed twice.
     divergences: False leaves the KLs out, of which the small ones are read a second time; all else is the same.
-    backend: "eager" (torch), "numba" (compiled sums, the same to 1e-6: float32 on the CPU, alignscope[numba]), "auto".
+    backend: "eager" (torch), "numba" (compiled sums, the same to 5e-6: float32 on the CPU, alignscope[numba]), "auto".
 
     ValueError: shapes that do not fit, L < 2, a pair outside the layers, vocab outside [2, V], softcap or
     temperature <= 0, a target outside [-1, vocab), an unknown backend. N = 0 gives empty tensors.
