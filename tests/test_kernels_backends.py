@@ -1,6 +1,7 @@
 """The compiled sums of the lens: as exact as torch's, whatever the threads, and left out where they cannot be used."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from alignscope.probes.kernels import backends, lens_distance, lens_transport
 from alignscope.probes.kernels.eager import tile_state
+from alignscope.probes.kernels.sharing import side_by_side, workers
 
 pytest.importorskip("numba")
 from alignscope.probes.kernels import numba_tiles
@@ -22,6 +24,11 @@ def fresh_import():
     backends._problem.cache_clear()
     yield
     backends._problem.cache_clear()
+
+
+def in_a_new_thread(call):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
 
 
 def tile(columns: int, spread: float = 3.0) -> torch.Tensor:
@@ -43,8 +50,8 @@ def test_the_exponential_is_that_of_float64_down_to_its_floor():
 def test_every_sum_of_a_tile_is_that_of_float64(columns, divergences):
     logits = tile(columns)
     exact = tile_state(logits.double(), PAIRS, divergences)
-    with numba_tiles.FusedTiles(1) as fused:
-        found = fused(logits, PAIRS, divergences)
+    fused = numba_tiles.FusedTiles()
+    found = fused(logits, PAIRS, divergences)
     for name in ("peak", "mass", "energy", "overlap", "residual", "pilot", "forward", "backward"):
         ours, theirs = getattr(found, name), getattr(exact, name)
         if theirs is None:
@@ -53,29 +60,60 @@ def test_every_sum_of_a_tile_is_that_of_float64(columns, divergences):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6 * float(theirs.abs().max()))
 
 
+@pytest.mark.parametrize("backend", ["numba", "eager"])
 @pytest.mark.parametrize("threads", [2, 3, 16])
-def test_the_number_of_threads_changes_no_bit(threads):
-    logits = tile(300)
-    with numba_tiles.FusedTiles(1) as one, numba_tiles.FusedTiles(threads) as many:
-        single, several = one(logits, PAIRS, True), many(logits, PAIRS, True)
-    for name in ("mass", "energy", "overlap", "residual", "forward", "backward"):
-        assert torch.equal(getattr(single, name), getattr(several, name))
+def test_the_number_of_threads_changes_no_number_and_is_as_it_was(threads, backend):
+    generator = torch.Generator().manual_seed(2)
+    hidden, head = torch.randn(4, 70, 8, generator=generator), torch.randn(500, 8, generator=generator)
+    options = {"pairs": [(0, 3)], "targets": torch.arange(70), "backend": backend}
+    single = lens_transport(hidden, head, **options)
+    torch.set_num_threads(threads)
+    try:
+        several = lens_transport(hidden, head, **options)
+        assert torch.get_num_threads() == threads
+        assert in_a_new_thread(torch.get_num_threads) == threads
+    finally:
+        torch.set_num_threads(1)
+    for name in ("angle", "entropy", "kl_to_next", "kl_from_next", "pair_angle", "target_log_prob"):
+        torch.testing.assert_close(getattr(several, name), getattr(single, name), atol=2e-6, rtol=0)
+
+
+def test_parts_come_back_in_order_and_an_error_leaves_the_threads_as_they_were():
+    torch.set_num_threads(3)
+    try:
+        assert workers(8) == 3
+        assert workers(2) == 2
+        assert side_by_side(lambda part: (part, torch.get_num_threads()), range(5)) == [(i, 1) for i in range(5)]
+        with pytest.raises(ZeroDivisionError):
+            side_by_side(lambda part: 1 / part, [1, 0, 2])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_no_gradient_is_kept_in_any_thread():
+    hidden = torch.randn(3, 64, 8, requires_grad=True)
+    torch.set_num_threads(2)
+    try:
+        assert not lens_transport(hidden, torch.randn(50, 8)).angle.requires_grad
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_tiles_of_another_size_follow_one_another():
-    with numba_tiles.FusedTiles(2) as fused:
-        for columns in (512, 64, 512):
-            logits = tile(columns)
-            exact = tile_state(logits.double(), PAIRS, False)
-            torch.testing.assert_close(fused(logits, PAIRS, False).overlap, exact.overlap, rtol=1e-6, atol=0)
+    fused = numba_tiles.FusedTiles()
+    for columns in (512, 64, 512):
+        logits = tile(columns)
+        exact = tile_state(logits.double(), PAIRS, False)
+        torch.testing.assert_close(fused(logits, PAIRS, False).overlap, exact.overlap, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
 def test_a_logit_that_is_no_number_marks_its_own_row_only(poison):
     logits = tile(200)
     logits[2, 5, 133] = poison
-    with numba_tiles.FusedTiles(1) as fused:
-        energy = fused(logits, PAIRS, True).energy
+    fused = numba_tiles.FusedTiles()
+    energy = fused(logits, PAIRS, True).energy
     assert (~energy.isfinite()).nonzero().tolist() == [[2, 5]]
 
 

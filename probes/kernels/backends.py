@@ -1,11 +1,11 @@
 """Which code sums up a tile: torch, or the compiled pass of Numba where it is installed and can."""
 
-import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
 
+from .eager import tile_state
 from .tiled_reading import TileState
 
 BACKENDS = ("auto", "eager", "numba")
@@ -42,15 +42,10 @@ def _problem() -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def tiles(backend: str) -> Iterator[TileState]:
-    """How that backend, eager or numba, sums up a tile."""
+def tiles(backend: str) -> Callable[[], TileState]:
+    """What makes the function by which that backend, eager or numba, sums up the tiles of a block of tokens."""
     if backend == "eager":
-        from .eager import tile_state
+        return lambda: tile_state
+    from .numba_tiles import FusedTiles
 
-        yield tile_state
-    else:
-        from .numba_tiles import FusedTiles
-
-        with FusedTiles(torch.get_num_threads()) as fused:
-            yield fused
+    return FusedTiles

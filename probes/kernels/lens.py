@@ -99,17 +99,17 @@ def lens_transport(
     steps = [(layer, layer + 1) for layer in range(n_layers - 1)]
     asked = [_layer_pair(pair, n_layers) for pair in pairs or ()]
     place = {pair: i for i, pair in enumerate(dict.fromkeys([*steps, *(pair for pair in asked if pair[0] != pair[1])]))}
-    with tiles(backend) as tile_state:
-        reading, target_logits = read(
-            [readout],
-            list(place),
-            tile_state=tile_state,
-            vocab=vocab,
-            token_block=token_block,
-            vocab_tile=vocab_tile,
-            targets=targets,
-            divergences=divergences,
-        )
+    reading, target_logits = read(
+        [readout],
+        list(place),
+        tiles=tiles(backend),
+        threaded=backend == "numba",
+        vocab=vocab,
+        token_block=token_block,
+        vocab_tile=vocab_tile,
+        targets=targets,
+        divergences=divergences,
+    )
     n_steps = len(steps)
     return LensTransport(
         angle=reading.angle[:n_steps],
@@ -172,16 +172,16 @@ def lens_distance(
     if n_layers == 0:
         raise ValueError(f"hidden has no layer: {tuple(hidden_a.shape)}")
     pairs = [(layer, n_layers + layer) for layer in range(n_layers)]
-    with tiles(backend) as tile_state:
-        reading, _ = read(
-            [a, b],
-            pairs,
-            tile_state=tile_state,
-            vocab=vocab,
-            token_block=token_block,
-            vocab_tile=vocab_tile,
-            divergences=divergences,
-        )
+    reading, _ = read(
+        [a, b],
+        pairs,
+        tiles=tiles(backend),
+        threaded=backend == "numba",
+        vocab=vocab,
+        token_block=token_block,
+        vocab_tile=vocab_tile,
+        divergences=divergences,
+    )
     return LensDistance(
         angle=reading.angle.reshape(leading),
         kl_ab=None if reading.kl_forward is None else reading.kl_forward.reshape(leading),

@@ -5,8 +5,6 @@ One exponential a logit, by a polynomial, so that nothing leaves the vector unit
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import Any, no_type_check
 
 import numba
@@ -43,24 +41,10 @@ MAGNITUDE, LEAST = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
 
 
 class FusedTiles:
-    """`eager.tile_state` compiled: the same sums of float32 logits on the CPU, `threads` parts of the tokens at a time.
+    """`eager.tile_state` compiled: the same sums of float32 logits on the CPU. Keeps its scratch, so one a thread."""
 
-    A context manager: its threads end with it.
-    """
-
-    def __init__(self, threads: int) -> None:
-        self._parts = max(1, threads)
-        self._pool = ThreadPoolExecutor(self._parts - 1) if self._parts > 1 else None
-        self._scratch = np.empty((self._parts, 0, 0), dtype=np.float32)
-
-    def __enter__(self) -> "FusedTiles":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
+    def __init__(self) -> None:
+        self._scratch = np.empty((0, 0), dtype=np.float32)
 
     def __call__(self, logits: Float[Tensor, "S n v"], pairs: Pairs, divergences: bool) -> LensState:
         """The state of one tile; `logits` are left as they are."""
@@ -70,19 +54,10 @@ class FusedTiles:
         ready = np.searchsorted(np.maximum(first, second)[order], np.arange(n_streams), side="right")
         stream = np.empty((3, n_streams, n))
         between = np.empty((8 if divergences else 5, len(pairs), n))
-        if self._scratch.shape[1:] != (n_streams, columns):  # asked for anew, the pages cost as much as the sums
-            self._scratch = np.empty((self._parts, n_streams, columns), dtype=np.float32)
+        if self._scratch.shape != (n_streams, columns):  # asked for anew, the pages cost as much as the sums
+            self._scratch = np.empty((n_streams, columns), dtype=np.float32)
         values = logits.numpy()
-        shared = (values, values.view(np.int32), first, second, order, ready, stream, between)
-        bounds = [n * part // self._parts for part in range(self._parts + 1)]
-        jobs = [
-            self._pool.submit(_tokens, bounds[part], bounds[part + 1], self._scratch[part], *shared)
-            for part in range(1, self._parts)
-            if self._pool is not None
-        ]
-        _tokens(bounds[0], bounds[1], self._scratch[0], *shared)
-        for job in jobs:
-            job.result()
+        _tokens(self._scratch, values, values.view(np.int32), first, second, order, ready, stream, between)
 
         peak, mass, energy = torch.from_numpy(stream)
         sums = torch.from_numpy(between)
@@ -112,9 +87,9 @@ def _as_float(context, bits):
 
 @summing
 @no_type_check
-def _tokens(start, stop, s, logits, bits, first, second, order, ready, stream, between):
-    """Tokens start..stop of logits [S, n, v]: sums of each stream, then of the pairs that it completes."""
-    for token in range(start, stop):
+def _tokens(s, logits, bits, first, second, order, ready, stream, between):
+    """Each token of logits [S, n, v]: sums of each stream, then of the pairs that it completes."""
+    for token in range(logits.shape[1]):
         done = 0
         for k in range(logits.shape[0]):
             peak = _peak(bits[k, token])

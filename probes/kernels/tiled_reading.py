@@ -1,11 +1,12 @@
 """All streams through the whole vocabulary: tiles of tokens x vocabulary, one matrix product for all layers of a tile.
 
-Held at any time: the logits of one tile (about `TILE_BYTES`) and what a backend needs beside it. Never streams x tokens
-x vocabulary, so that the memory does not grow with layers, tokens or vocabulary.
+Held at any time: the logits of one tile a thread (`TILE_BYTES` together) and what a backend needs beside them. Never
+streams x tokens x vocabulary, so that the memory does not grow with layers, tokens or vocabulary.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from .eager import Readout, exact_products
 from .lens_state import LensReading, LensState, Pairs, concatenated, finish, merge
+from .sharing import side_by_side, workers
 
-TILE_BYTES = 8 * 2**20  # logits of one tile; with scratch about 12 MB
+TILE_BYTES = 8 * 2**20  # logits of the tiles of all threads; with scratch about 12 MB
+SHARE = 16  # tokens of a thread, at least: with fewer its products are bound by reading the head
 MERGED_TILES = 16  # at a time: a few hundred numbers a token each
 READ_AGAIN_ROWS = 64  # pairs of rows whose small KL is read again in float64, at a time
 
@@ -25,7 +28,8 @@ def read(
     readouts: list[Readout],
     pairs: Pairs,
     *,
-    tile_state: TileState,
+    tiles: Callable[[], TileState],
+    threaded: bool,
     vocab: int,
     token_block: int,
     vocab_tile: int | None,
@@ -34,24 +38,34 @@ def read(
 ) -> tuple[LensReading, Float[Tensor, "S N"] | None]:
     """All streams of all readouts, one after the other, compared by `pairs`; and the logits z of the targets.
 
-    tile_state: how a backend sums up a tile. divergences False: no KL, of which small, skewed ones are read again.
+    tiles: makes what sums up the tiles of a block, by a backend. divergences False: no KL, of which small, skewed ones
+    are read again. threaded: blocks of tokens side by side on torch's threads, for sums that do not hold up Python.
     """
     n_tokens = readouts[0].hidden.shape[1]
     target_logits = None
     if targets is not None:
         n_streams = sum(len(readout.hidden) for readout in readouts)
         target_logits = torch.full((n_streams, n_tokens), torch.nan, dtype=torch.float64, device=targets.device)
-    parts = []
+    device = readouts[0].hidden.device
+    at_once = workers(max(1, n_tokens // SHARE)) if threaded else 1
+    size = min(token_block, max(1, -(-n_tokens // at_once)))
 
-    def state_of(logits: Tensor) -> LensState:
-        return tile_state(logits, pairs, divergences)
+    @torch.no_grad()
+    def block_reading(block: slice) -> LensReading:
+        state_of = partial(_state, tiles(), pairs, divergences)
+        limit = TILE_BYTES // at_once
+        part = _read_block(readouts, pairs, state_of, block, vocab, vocab_tile, limit, targets, target_logits)
+        return _read_again(readouts, pairs, block, vocab, part) if divergences else part
 
-    with torch.no_grad(), exact_products(readouts[0].hidden.device):
-        for start in range(0, max(n_tokens, 1), token_block):  # one empty block where there is no token
-            block = slice(start, min(start + token_block, n_tokens))
-            part = _read_block(readouts, pairs, state_of, block, vocab, vocab_tile, targets, target_logits)
-            parts.append(_read_again(readouts, pairs, block, vocab, part) if divergences else part)
+    starts = range(0, max(n_tokens, 1), size)  # one empty block where there is no token
+    blocks = [slice(start, min(start + size, n_tokens)) for start in starts]
+    with exact_products(device):
+        parts = side_by_side(block_reading, blocks) if at_once > 1 else [block_reading(block) for block in blocks]
     return concatenated(parts), target_logits
+
+
+def _state(tile_state: TileState, pairs: Pairs, divergences: bool, logits: Tensor) -> LensState:
+    return tile_state(logits, pairs, divergences)
 
 
 def _read_block(
@@ -61,6 +75,7 @@ def _read_block(
     block: slice,
     vocab: int,
     vocab_tile: int | None,
+    tile_bytes: int,
     targets: Tensor | None,
     target_logits: Tensor | None,
 ) -> LensReading:
@@ -71,7 +86,7 @@ def _read_block(
     rows = [readout.rows(readout.hidden[:, block].flatten(0, 1), dtype) for readout in readouts]
     n_layers = [len(readout.hidden) for readout in readouts]
     n = block.stop - block.start
-    tile = vocab_tile or _tile_columns(sum(n_layers) * n, dtype)
+    tile = vocab_tile or _tile_columns(sum(n_layers) * n, dtype, tile_bytes)
 
     states: list[LensState] = []
     buffer = rows[0].new_empty(sum(n_layers) * n * min(tile, vocab))
@@ -92,9 +107,9 @@ def _read_block(
     return finish(merge(states, pairs), pairs)
 
 
-def _tile_columns(rows: int, dtype: torch.dtype) -> int:
-    """As many columns as `TILE_BYTES` holds, a multiple of 64."""
-    return max(64, TILE_BYTES // (max(rows, 1) * dtype.itemsize) // 64 * 64)
+def _tile_columns(rows: int, dtype: torch.dtype, tile_bytes: int = TILE_BYTES) -> int:
+    """As many columns as these bytes hold, a multiple of 64."""
+    return max(64, tile_bytes // (max(rows, 1) * dtype.itemsize) // 64 * 64)
 
 
 def _read_again(readouts: list[Readout], pairs: Pairs, block: slice, vocab: int, part: LensReading) -> LensReading:
