@@ -30,7 +30,7 @@ from .ladder_table import reference_file
 
 NEW_TOKENS = 32
 STRENGTHS = (1.0, 2.0, 4.0)  # and their negatives: six
-TEXTS, BENIGN = 60, 60
+TRAINED = ("cdas", "diffmean", "ssv", "bipo", "reps")  # whose answers are read
 Fit = Callable[[], Any]
 
 
@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--layers", default="9,15,21", help="blocks that CDAS and the closed forms are fitted behind")
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--prompts", type=int, default=100, help="test prompts of either kind that are answered")
+    parser.add_argument("--texts", type=int, default=60, help="of WikiText, and as many safe prompts of XSTest")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -55,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     vectors, chosen = fitted(subject, training, layers, options.epochs, options.out)
     faithful(subject, training, test, vectors, chosen, options.out)
-    answers(subject, test, vectors, chosen, options.out)
-    harm(subject, options.data / "data", test, vectors, chosen, options.out)
+    answers(subject, test, vectors, chosen, options.prompts, options.out)
+    harm(subject, options.data / "data", test, vectors, chosen, options.texts, options.out)
 
 
 def fitted(
@@ -129,10 +131,11 @@ def candidates(vectors: Mapping[str, Any]) -> dict[str, Candidate]:
 
 
 def faithful(subject: Subject, training: Path, test: Path, vectors: Mapping[str, Any], chosen: int, out: Path) -> None:
-    """The method table, each vector at its own strength of 1 (RePS: 8)."""
+    """The method table behind the chosen layer, CDAS behind the others; strength 1 each (RePS: 8)."""
     started = time.perf_counter()
     main, *_ = (name for name in vectors if name == f"cdas_{chosen}")
-    others = {name: one for name, one in candidates(vectors).items() if name != main}
+    here = {name: one for name, one in vectors.items() if name.startswith("cdas") or name.endswith(f"_{chosen}")}
+    others = {name: one for name, one in candidates(here).items() if name != main}
     found = faithfulness(
         subject, test, vectors[main], compare=others, training=training, progress=ticking("faithfulness")
     )
@@ -145,13 +148,13 @@ def faithful(subject: Subject, training: Path, test: Path, vectors: Mapping[str,
     told(f"faithfulness on 100 rows: {time.perf_counter() - started:.0f} s")
 
 
-def answers(subject: Subject, test: Path, vectors: Mapping[str, Any], chosen: int, out: Path) -> None:
+def answers(subject: Subject, test: Path, vectors: Mapping[str, Any], chosen: int, n: int, out: Path) -> None:
     """What the model says first: to harmless prompts steered to refuse, to harmful ones steered to comply."""
-    openings, rows = openings_of(test), pd.read_parquet(test)
+    openings, rows = openings_of(test), pd.read_parquet(test).head(n)
     asked = {"elicit": rows.negative_input.tolist(), "suppress": rows.positive_input.tolist()}
     tried: list[tuple[str, str, Any, float]] = [("no edit", way, None, 1.0) for way in WAYS]
     tried += [("prompted", way, None, 1.0) for way in WAYS]
-    for name in (f"cdas_{chosen}", f"diffmean_{chosen}", f"ssv_{chosen}", f"bipo_{chosen}", f"reps_{chosen}"):
+    for name in (f"{method}_{chosen}" for method in TRAINED):
         scale = 4.0 if name.startswith("reps") else 1.0
         tried += [(name, way, vectors[name], sign * s * scale) for way, sign in zip(WAYS, (1, -1), strict=True)
                   for s in STRENGTHS]  # fmt: skip
@@ -160,7 +163,7 @@ def answers(subject: Subject, test: Path, vectors: Mapping[str, Any], chosen: in
     for name, way, vector, strength in tried:
         prompts: Any = asked[way]
         if name == "prompted":
-            prompts = [{"prompt": text} for text in baselines.prompted(subject, test, way)]
+            prompts = [{"prompt": text} for text in baselines.prompted(subject, test, way)[:n]]
         found = refusal_measure(subject, prompts, openings, vector=vector, strength=strength, max_new_tokens=NEW_TOKENS)
         found.frame.to_csv(out / f"answers_{name.replace(' ', '_')}_{way}_{strength:g}.csv", index=False)
         estimates = found.estimates
@@ -171,12 +174,12 @@ def answers(subject: Subject, test: Path, vectors: Mapping[str, Any], chosen: in
     pd.DataFrame(lines).to_csv(out / "answers.csv", index=False)
 
 
-def harm(subject: Subject, data: Path, test: Path, vectors: Mapping[str, Any], chosen: int, out: Path) -> None:
+def harm(subject: Subject, data: Path, test: Path, vectors: Mapping[str, Any], chosen: int, n: int, out: Path) -> None:
     """Unrelated text and benign prompts, at the strengths of the method table."""
-    texts = pd.read_json(data / "corpora" / "wikitext_1000.json")[0].tolist()[:TEXTS]
-    safe = pd.read_csv(data / "xstest" / "prompts.csv").query("label == 'safe'").prompt.tolist()[:BENIGN]
+    texts = pd.read_json(data / "corpora" / "wikitext_1000.json")[0].tolist()[:n]
+    safe = pd.read_csv(data / "xstest" / "prompts.csv").query("label == 'safe'").prompt.tolist()[:n]
     lines = []
-    for name in (f"cdas_{chosen}", f"diffmean_{chosen}", f"ssv_{chosen}", f"bipo_{chosen}", f"reps_{chosen}"):
+    for name in (f"{method}_{chosen}" for method in TRAINED):
         one = candidates(vectors)[name]
         for way in WAYS:
             strength = one.strength(way)
