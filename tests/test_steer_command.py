@@ -467,9 +467,9 @@ def test_the_commands_of_readme_docs_and_help_have_the_options_that_they_are_sho
     checked = []
     for line in shown:
         group, name, *arguments = shlex.split(line)
-        command = commands[group].commands.get(name)
-        if command is not None:
-            command.make_context(name, arguments)  # exits with 2 where an option is not there
-            checked.append((group, name))
-    assert {("steer", name) for name in ("train", "inspect", "apply", "convert")} <= set(checked)
+        if "..." in arguments:  # a line that leaves out what stands above it
+            continue
+        commands[group].commands[name].make_context(name, arguments)  # exits with 2 where an option is not there
+        checked.append((group, name))
+    assert {("steer", name) for name in ("train", "inspect", "apply", "sweep", "evaluate", "convert")} <= set(checked)
     assert ("organism", "concept") in checked
