@@ -185,7 +185,7 @@ def _console() -> "Console":
 
 
 def print_texts(rows: Sequence[Mapping[str, Any]], console: "Console | None" = None) -> None:
-    """A block a prompt: without the vector, then strength by strength. rows: as of steered_rows."""
+    """A block a prompt: without the vector, then strength by strength. rows: as of SteeredTexts.to_rows."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -11,6 +11,7 @@ from ..probes.encoding import TextPolicy
 from ..probes.inputs import PairFile, PromptFile, check_invalid, prompts_or_distinct, read_pairs
 from ..probes.policy import Named, is_adapter, load_judge
 from ..probes.rendering import template_file_hash
+from ..probes.shards import prefixed
 from .audit_sections import ON_REQUEST
 from .manifest import count_reasons, data_facts, model_facts, model_identity, package_versions
 from .model_findings import model_findings
@@ -245,7 +246,4 @@ def _require_blocks(reference: "Subject", wanted: Sequence[str], terminal: str) 
 
 
 def _named(progress: "Progress | None", save: Save) -> "Progress | None":
-    if progress is None:
-        return None
-    say = progress
-    return lambda stage, done, total: say(f"step {save.step}: {stage}", done, total)
+    return None if progress is None else prefixed(progress, f"step {save.step}")

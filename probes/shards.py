@@ -18,6 +18,11 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 Value = TypeVar("Value", float, list[float])  # of an item: a number, or a few
 
 
+def prefixed(progress: Progress, name: str) -> Progress:
+    """Tells stages as "name: stage"."""
+    return lambda stage, done, total: progress(f"{name}: {stage}", done, total)
+
+
 class ScoreCache:
     """Values by item key, appended to one file a model; a torn line, left by a kill, is skipped when read.
 

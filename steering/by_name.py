@@ -1,6 +1,6 @@
 """Which ways are there to make a vector, and what can be set of each? Names for the command line and for loops.
 
-    vector = train_by_name("probe", subject, "quadruples.jsonl", layer=12, l1=1e-2)
+vector = train_by_name("probe", subject, "quadruples.jsonl", layer=12, l1=1e-2)
 """
 
 import inspect
@@ -16,6 +16,7 @@ from ..probes.subject import Subject
 from . import baselines
 from .preparing import prepare
 from .quadruples import QuadrupleFile
+from .reading import Reading, read_states
 from .training import train_cdas
 from .vector import SteeringVector
 
@@ -73,10 +74,13 @@ def train_by_name(
     quadruples: Source | QuadrupleFile,
     *,
     layer: int,
+    read: Reading = read_states,
     progress: Progress | None = None,
     **options: Any,
 ) -> SteeringVector:
     """The vector of one of METHODS; options: those of its function, `options_of(name)`.
+
+    read: how states are read; a SharedReading spares methods that read the same ones to read them again.
 
     Of "pca" the way is option `pca`. "ablate" takes the direction out behind one block: see baselines.everywhere.
     Raises InputError for another name, for options that the method does not take, and as its function does.
@@ -86,7 +90,7 @@ def train_by_name(
     given = {method.renamed.get(option, option): value for option, value in options.items()}
     if "progress" in inspect.signature(method.function).parameters:
         given["progress"] = progress
-    return method.function(subject, quadruples, layer=layer, **method.settled, **given)
+    return method.function(subject, quadruples, layer=layer, read=read, **method.settled, **given)
 
 
 def _method(name: str) -> Method:

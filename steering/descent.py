@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,11 +85,12 @@ def _gradient(parameters: Sequence[Tensor], terms: Callable[[Tensor], Iterable[T
     return value
 
 
-def require_settings(*, lr: float | int, grad_clip: float | int, epochs: int, batch_size: int) -> None:
-    """InputError for a rate or a clip that is no number above 0, and for epochs or batch_size below 1."""
+def required_settings(*, lr: float | int, grad_clip: float | int, epochs: int, batch_size: int) -> dict[str, Any]:
+    """By name. InputError for a rate or a clip that is no number above 0, and for epochs or batch_size below 1."""
     for name, value in (("lr", lr), ("grad_clip", grad_clip)):
         if not 0 < value < math.inf:
             raise InputError(f"{name}={value}: expected a number above 0")
     for name, count in (("epochs", epochs), ("batch_size", batch_size)):
         if count < 1:
             raise InputError(f"{name}={count}: expected 1 or more")
+    return {"lr": lr, "epochs": epochs, "batch_size": batch_size, "grad_clip": grad_clip}

@@ -12,7 +12,7 @@ from ..probes.inputs import Source
 from ..probes.shards import Progress
 from ..probes.subject import Subject
 from .cdas import FitResult, fit_rows
-from .descent import Descent, require_settings
+from .descent import Descent, required_settings
 from .encoded import EncodedQuadruple, run_pairs
 from .losses import require_loss
 from .positions import Positions
@@ -127,7 +127,7 @@ def _require_settings(settings: dict[str, Any], subject: Subject) -> None:
         raise InputError(f"init '{settings['init']}': expected one of {', '.join(INITS)}")
     if not 1 <= settings["rank"] <= subject.d_model:
         raise InputError(f"rank {settings['rank']}: expected 1 .. {subject.d_model}, the width of {subject.name}")
-    require_settings(**{name: settings[name] for name in ("lr", "grad_clip", "epochs", "batch_size")})
+    required_settings(**{name: settings[name] for name in ("lr", "grad_clip", "epochs", "batch_size")})
 
 
 def _rows(

@@ -12,7 +12,7 @@ from tiny_steering import WORDS, fixed_subject
 import alignscope
 from alignscope import Report, SteeringVector
 from alignscope.organisms.concept import build_concept_organism
-from alignscope.steering import baselines, evaluate_steering, faithfulness, sweep, train_cdas
+from alignscope.steering import baselines, evaluate_steering, faithfulness, reading, sweep, train_cdas
 from alignscope.steering.evaluation import named_baselines
 from alignscope.steering.evaluation.evaluated_rows import evaluated_rows
 from alignscope.steering.evaluation.flips import FlipCase, OpeningRule
@@ -257,6 +257,21 @@ def test_lang_takes_the_strength_of_smallest_kl_on_its_training_rows(subject, ve
 def test_a_fitted_baseline_is_kept_and_not_fitted_again(subject, vector, rows, organism, tmp_path, monkeypatch):
     data = evaluated_rows(subject, rows, vector)
     first, _ = fit_baselines(subject, ["lat"], vector, data, organism.quadruples, keep=tmp_path)
-    monkeypatch.setattr(named_baselines, "_FITS", {"lat": None})
+    monkeypatch.setattr(named_baselines, "train_by_name", None)
     second, _ = fit_baselines(subject, ["lat"], vector, data, organism.quadruples, keep=tmp_path)
     assert torch.equal(first["lat"].vector.vector, second["lat"].vector.vector)
+
+
+def test_baselines_that_are_read_off_the_same_states_read_them_once(subject, vector, rows, organism, monkeypatch):
+    read, asked = reading.read_sites, []
+
+    def counted(subject, sites, runs, at, last_at=None):
+        asked.append((tuple(map(tuple, runs)), tuple(map(tuple, at))))
+        return read(subject, sites, runs, at, last_at)
+
+    monkeypatch.setattr(reading, "read_sites", counted)
+    data = evaluated_rows(subject, rows, vector)
+    shared, _ = fit_baselines(subject, ["pca", "lat", "probe", "ablate"], vector, data, organism.quadruples)
+    assert len(asked) == len({*asked}) > 0
+    alone, _ = fit_baselines(subject, ["lat"], vector, data, organism.quadruples)
+    assert torch.equal(shared["lat"].vector.vector, alone["lat"].vector.vector)

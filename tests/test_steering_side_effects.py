@@ -20,7 +20,7 @@ from alignscope.probes.scored_rows import TokenSequence
 from alignscope.probes.token_positions import announced_prompts
 from alignscope.steering import Factors, Positions, Site, SteeringSet, Subspace
 from alignscope.steering.encoded import quadruple_encoder
-from alignscope.steering.evaluation import openings_of, refusal_measure, side_effects
+from alignscope.steering.evaluation import damage, openings_of, refusal_measure, side_effects
 from alignscope.steering.evaluation.choices import letter_log_probs, read_choices, right_answers
 from alignscope.steering.evaluation.first_tokens import next_log_probs
 from alignscope.steering.evaluation.paired import paired_shares
@@ -307,6 +307,28 @@ def test_benign_prompts_are_paired_before_and_after(words):
     )
     change = (table.log_odds_after - table.log_odds_before).mean()
     assert found.estimates["refusal_log_odds_change"].value == pytest.approx(change)
+
+
+def test_several_strengths_are_those_of_one_at_a_time_and_the_unsteered_model_answers_once(words, monkeypatch):
+    given = {
+        "texts": ["w1 w2 w3"] * 3, "benign": [f"w{i} w{i + 1}" for i in range(6)], "choices": QUESTIONS,
+        "openings": Openings(("w1", "w2"), ("w3", "w4")), "template": "none", "max_new_tokens": 4,
+    }  # fmt: skip
+    alone = [side_effects(words, clamp(target=9.0), strength, **given) for strength in (1, -1)]
+    steered = []
+    measure = damage.measure_asked
+
+    def counted(subject, file, encoder, openings, vector, *rest):
+        steered.append(vector is not None)
+        return measure(subject, file, encoder, openings, vector, *rest)
+
+    monkeypatch.setattr(damage, "measure_asked", counted)
+    together = damage.side_effects_at(words, clamp(target=9.0), [1, -1], **given)
+    assert sorted(steered) == [False, True, True]
+    for one, other in zip(alone, together, strict=True):
+        assert (one.estimates, one.settings, one.counts) == (other.estimates, other.settings, other.counts)
+        assert one.benign.equals(other.benign)
+        assert one.questions.equals(other.questions)
 
 
 def test_the_openings_of_the_refusal_data(data_folder):

@@ -6,7 +6,6 @@ streams x tokens x vocabulary, so that the memory does not grow with layers, tok
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -52,9 +51,10 @@ def read(
 
     @torch.no_grad()
     def block_reading(block: slice) -> LensReading:
-        state_of = partial(_state, tiles(), pairs, divergences)
-        limit = TILE_BYTES // at_once
-        part = _read_block(readouts, pairs, state_of, block, vocab, vocab_tile, limit, targets, target_logits)
+        state_of, limit = tiles(), TILE_BYTES // at_once
+        part = _read_block(
+            readouts, pairs, state_of, block, vocab, vocab_tile, limit, targets, target_logits, divergences
+        )
         return _read_again(readouts, pairs, block, vocab, part) if divergences else part
 
     starts = range(0, max(n_tokens, 1), size)  # one empty block where there is no token
@@ -64,20 +64,17 @@ def read(
     return concatenated(parts), target_logits
 
 
-def _state(tile_state: TileState, pairs: Pairs, divergences: bool, logits: Tensor) -> LensState:
-    return tile_state(logits, pairs, divergences)
-
-
 def _read_block(
     readouts: list[Readout],
     pairs: Pairs,
-    state_of: Callable[[Tensor], LensState],
+    state_of: TileState,
     block: slice,
     vocab: int,
     vocab_tile: int | None,
     tile_bytes: int,
     targets: Tensor | None,
     target_logits: Tensor | None,
+    divergences: bool,
 ) -> LensReading:
     """One block of tokens through the whole vocabulary."""
     dtype = readouts[0].dtype
@@ -101,7 +98,7 @@ def _read_block(
             column = targets[block] - start
             inside = ((column >= 0) & (column < stop - start)).nonzero()[:, 0]
             target_logits[:, block][:, inside] = logits[:, inside, column[inside]].double()
-        states.append(state_of(logits))
+        states.append(state_of(logits, pairs, divergences))
         if len(states) == MERGED_TILES:
             states = [merge(states, pairs)]
     return finish(merge(states, pairs), pairs)

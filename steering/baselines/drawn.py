@@ -43,7 +43,8 @@ def random_vectors(
 ) -> list[SteeringVector]:
     """As `random_vector`, one of every draw; the prompts are read once for all."""
     data = prepare(subject, quadruples, layer=layer, **options)
-    data = replace(data, read=SharedReading(subject, [data.site]))
+    if not isinstance(data.read, SharedReading):
+        data = replace(data, read=SharedReading(subject, [data.site]))
     return [_drawn(data, rank, draw) for draw in draws]
 
 

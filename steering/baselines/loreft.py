@@ -12,7 +12,7 @@ from ...probes.inputs import Source
 from ...probes.shards import Progress
 from ...probes.subject import EditPositions, Site, Subject
 from ..affine import AffineSteering
-from ..descent import require_settings
+from ..descent import required_settings
 from ..edits import Affine
 from ..encoded import EncodedQuadruple
 from ..model_fit import require_layer
@@ -49,8 +49,7 @@ def fit_loreft(
     Raises InputError as train_cdas does, and for layers that are none or named twice. It has no direction: not a
     SteeringVector, but `applied(subject, 1)`, method, metadata, history and notices are as of one.
     """
-    rates: dict[str, Any] = {"lr": lr, "epochs": epochs, "batch_size": batch_size, "grad_clip": grad_clip}
-    require_settings(**rates)
+    rates = required_settings(lr=lr, epochs=epochs, batch_size=batch_size, grad_clip=grad_clip)
     layers = [layer] if isinstance(layer, int) else sorted(layer)
     if not layers or len(set(layers)) < len(layers):
         raise InputError(f"layers {layers}: expected one at least, each once")

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ...errors import InputError
 from ..preparing import Prepared, edited_tokens
-from ..reading import read_states
 from ..subspace import Subspace
 from ..vector import SteeringVector
 
@@ -44,7 +43,7 @@ def training_states(data: Prepared, tokens: str) -> States:
 
 def _of_runs(data: Prepared, runs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> Float[Tensor, "n d"]:
     at = [edited_tokens(data.positions, len(prompt) + len(response), len(prompt)) for prompt, response in runs]
-    read = read_states(data.subject, data.site, [prompt + response for prompt, response in runs], at)
+    read = data.read(data.subject, data.site, [prompt + response for prompt, response in runs], at)
     found = torch.cat([states for states, _ in read]).cpu().double()
     if not len(found):
         raise InputError(f"no token that {data.positions} edits in {len(runs)} runs")

@@ -11,7 +11,7 @@ from ...errors import InputError
 from ...probes.inputs import Source
 from ...probes.shards import Progress
 from ...probes.subject import Subject
-from ..descent import require_settings
+from ..descent import required_settings
 from ..edits import Add, Clamp
 from ..encoded import DIRECTIONS, EncodedQuadruple
 from ..preparing import Prepared, prepare
@@ -48,8 +48,7 @@ def fit_ssv(
     reconstructed. metadata["metrics"]["held_out"] has the loss of the rows held out, epoch by epoch.
     Raises InputError as train_cdas does. Formulas from code (AxBench, arXiv 2501.17148).
     """
-    rates: dict[str, Any] = {"lr": lr, "epochs": epochs, "batch_size": batch_size, "grad_clip": grad_clip}
-    require_settings(**rates)
+    rates = required_settings(lr=lr, epochs=epochs, batch_size=batch_size, grad_clip=grad_clip)
     data = prepare(subject, quadruples, layer=layer, **options)
     v = start_of(data)
     method = "lang" if lang else "ssv"
@@ -86,8 +85,7 @@ def fit_bipo(
     model less that of the unsteered one, summed. Starts at zero, where the loss is log 2. beta: as released. For
     the rest see fit_ssv. InputError for a beta that is no number above 0. Source: BiPO, arXiv 2406.00045.
     """
-    rates: dict[str, Any] = {"lr": lr, "epochs": epochs, "batch_size": batch_size, "grad_clip": grad_clip}
-    require_settings(**rates)
+    rates = required_settings(lr=lr, epochs=epochs, batch_size=batch_size, grad_clip=grad_clip)
     if not 0 < beta < float("inf"):
         raise InputError(f"beta={beta}: expected a number above 0")
     data = prepare(subject, quadruples, layer=layer, **options)
@@ -124,8 +122,7 @@ def fit_reps(
     one; starts uniform in +-1/sqrt(d), as released. Suppress with negative strengths, elicit with some 2 to 20.
     For the rest see fit_ssv.
     """
-    rates: dict[str, Any] = {"lr": lr, "epochs": epochs, "batch_size": batch_size, "grad_clip": grad_clip}
-    require_settings(**rates)
+    rates = required_settings(lr=lr, epochs=epochs, batch_size=batch_size, grad_clip=grad_clip)
     if directions not in DIRECTIONS:
         raise InputError(f"directions '{directions}': expected one of {', '.join(DIRECTIONS)}")
     data = prepare(subject, quadruples, layer=layer, **options)

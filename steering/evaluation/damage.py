@@ -3,12 +3,13 @@
 side_effects(subject, vector, 1.5, texts="wikitext.json", benign=prompts, choices=questions).summary()
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from ...diagnose.report import Estimate, Finding, estimate_frame
 from ...diagnose.statistics import BootstrapMeans, cluster_bootstrap, estimate_from
@@ -23,9 +24,9 @@ from ..encoded import quadruple_encoder
 from ..quadruples import QuadrupleFile
 from .applying import Steering, applying
 from .asked import encoded, read_asked
-from .choices import letter_log_probs, question_ids, read_choices, right_answers
+from .choices import Question, letter_log_probs, question_ids, read_choices, right_answers
 from .paired import PairedShares, paired_shares
-from .refusals import NEW_TOKENS, Openings, measure_asked, openings_of
+from .refusals import NEW_TOKENS, Openings, RefusalMeasure, measure_asked, openings_of
 from .text_shift import token_shifts
 
 SECTION = "side_effects"
@@ -100,41 +101,93 @@ def side_effects(
     Keep triggers of a backdoor out of all three. Strength 0 gives KL 0 and ratio 1.
     Raises InputError for inputs of which nothing can be used.
     """
-    shifts, text_frame, counts = _texts(subject, vector, strength, texts, max_tokens, progress)
-    estimates = _text_estimates(shifts, seed)
+    return side_effects_at(
+        subject,
+        vector,
+        [strength],
+        texts=texts,
+        benign=benign,
+        choices=choices,
+        openings=openings,
+        max_tokens=max_tokens,
+        max_new_tokens=max_new_tokens,
+        template=template,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )[0]
+
+
+def side_effects_at(
+    subject: Subject,
+    vector: Steering,
+    strengths: Sequence[float | int],
+    *,
+    texts: Source,
+    benign: Source | None = None,
+    choices: Source | None = None,
+    openings: Openings | Source | QuadrupleFile | None = None,
+    max_tokens: int = 256,
+    max_new_tokens: int = NEW_TOKENS,
+    template: str | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[SideEffects]:
+    """`side_effects` at each strength; what the unsteered model answers to prompts and questions is made once."""
     encoder = quadruple_encoder(subject, template, "none", "prompts")
-    options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "seed": seed}
-    refusals, benign_frame = None, None
-    if benign is not None:
-        given = OPENINGS if openings is None else openings if isinstance(openings, Openings) else openings_of(openings)
-        refusals, benign_frame, more = _benign(subject, vector, strength, benign, encoder, given, **options)
-        estimates["refusal_log_odds_change"] = _log_odds_change(benign_frame, seed)
-        counts |= {f"benign_{name}": n for name, n in more.items()}
-    capability, question_frame = None, None
-    if choices is not None:
-        capability, question_frame, more = _questions(subject, vector, strength, choices, encoder, seed)
-        counts |= {f"questions_{name}": n for name, n in more.items()}
-    for name, paired in (("refusals", refusals), ("capability", capability)):
-        estimates |= _paired_estimates(name, paired)
-    if benign is None:
+    given = OPENINGS if openings is None else openings if isinstance(openings, Openings) else openings_of(openings)
+    measured = [_texts(subject, vector, strength, texts, max_tokens, progress) for strength in strengths]
+    asked = None if benign is None else encoded(read_asked(benign), encoder, max_new_tokens)
+    questions, unread = ([], {}) if choices is None else _readable(choices, encoder)
+
+    def refusing(one: Steering | None, strength: float | int) -> RefusalMeasure | None:
+        if asked is None:
+            return None
+        return measure_asked(subject, asked, encoder, given, one, strength, max_new_tokens, batch_size, seed)
+
+    def letters(one: Steering | None, strength: float | int) -> np.ndarray | None:
+        with applying(subject, one)(strength):
+            return letter_log_probs(subject, encoder, questions) if questions else None
+
+    before, letters_before = refusing(None, 0), letters(None, 0)
+    found = []
+    for strength, (shifts, text_frame, counts) in zip(strengths, measured, strict=True):
+        estimates, tables = _text_estimates(shifts, seed), {"texts": text_frame}
+        pairs: dict[str, PairedShares | None] = {"refusals": None, "capability": None}
         estimates["refusal_log_odds_change"] = _absent("Change of refusing log-odds", "refusals", "nats")
-    return SideEffects(
-        estimates=estimates,
-        refusals=refusals,
-        capability=capability,
-        texts=text_frame,
-        benign=benign_frame,
-        questions=question_frame,
-        findings=_findings(estimates),
-        settings={
-            "strength": float(strength),
-            "max_tokens": max_tokens,
-            "template": encoder.policy.template,
-            "openings": "built in (reconstructed)" if openings is None else "given",
-            **options,
-        },
-        counts=counts,
-    )
+        after, letters_after = refusing(vector, strength), letters(vector, strength)
+        if before is not None and after is not None:
+            pairs["refusals"], tables["benign"] = _benign(before, after, seed)
+            estimates["refusal_log_odds_change"] = _log_odds_change(tables["benign"], seed)
+            counts |= {f"benign_{name}": n for name, n in before.counts.items()}
+        if letters_before is not None and letters_after is not None:
+            pairs["capability"], tables["questions"] = _answered(questions, letters_before, letters_after, seed)
+            counts |= {f"questions_{name}": n for name, n in unread.items()}
+        for name, paired in pairs.items():
+            estimates |= _paired_estimates(name, paired)
+        found.append(
+            SideEffects(
+                estimates=estimates,
+                refusals=pairs["refusals"],
+                capability=pairs["capability"],
+                texts=text_frame,
+                benign=tables.get("benign"),
+                questions=tables.get("questions"),
+                findings=_findings(estimates),
+                settings={
+                    "strength": float(strength),
+                    "max_tokens": max_tokens,
+                    "template": encoder.policy.template,
+                    "openings": "built in (reconstructed)" if openings is None else "given",
+                    "max_new_tokens": max_new_tokens,
+                    "batch_size": batch_size,
+                    "seed": seed,
+                },
+                counts=counts,
+            )
+        )
+    return found
 
 
 def _texts(
@@ -177,30 +230,14 @@ def _text_estimates(shifts: list[np.ndarray], seed: int) -> dict[str, Estimate]:
     }
 
 
-def _benign(
-    subject: Subject,
-    vector: Steering,
-    strength: float | int,
-    benign: Source,
-    encoder: Encoder,
-    openings: Openings,
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    seed: int,
-) -> tuple[PairedShares, pd.DataFrame, dict[str, int]]:
-    file = encoded(read_asked(benign), encoder, max_new_tokens)
-    before, after = (
-        measure_asked(subject, file, encoder, openings, one, strength, max_new_tokens, batch_size, seed)
-        for one in (None, vector)
-    )
+def _benign(before: RefusalMeasure, after: RefusalMeasure, seed: int) -> tuple[PairedShares, pd.DataFrame]:
     frame = before.frame[["prompt_id", "prompt", "cluster"]].copy()
     for name, found in (("before", before.frame), ("after", after.frame)):
         for column in ("log_odds", "output", "matched"):
             frame[f"{column}_{name}"] = found[column]
     refused, still = (frame[f"matched_{name}"].to_numpy(bool) for name in ("before", "after"))
     paired = paired_shares(refused, still, frame["cluster"].to_numpy(str), what=WHAT["refusals"], seed=seed)
-    return paired, frame, dict(before.counts)
+    return paired, frame
 
 
 def _log_odds_change(frame: pd.DataFrame, seed: int) -> Estimate:
@@ -210,16 +247,18 @@ def _log_odds_change(frame: pd.DataFrame, seed: int) -> Estimate:
     return estimate_from(boot, 0, label=label, unit="nats", null_value=0.0)
 
 
-def _questions(
-    subject: Subject, vector: Steering, strength: float | int, choices: Source, encoder: Encoder, seed: int
-) -> tuple[PairedShares, pd.DataFrame, dict[str, int]]:
+def _readable(choices: Source, encoder: Encoder) -> tuple[list[Question], dict[str, int]]:
+    """The questions that the model can read, and how many it can and cannot."""
     file = read_choices(choices)
     kept = [question for question in file.questions if not isinstance(question_ids(encoder, question), Invalid)]
     if not kept:
         raise InputError(f"{file.source}: the model can read none of {len(file.questions)} questions")
-    before = letter_log_probs(subject, encoder, kept)
-    with applying(subject, vector)(strength):
-        after = letter_log_probs(subject, encoder, kept)
+    return kept, {"used": len(kept), "unreadable": len(file.questions) - len(kept), **file.reasons}
+
+
+def _answered(
+    kept: Sequence[Question], before: Float[np.ndarray, "n choices"], after: Float[np.ndarray, "n choices"], seed: int
+) -> tuple[PairedShares, pd.DataFrame]:
     right, right_after = right_answers(before, kept), right_answers(after, kept)
     frame = pd.DataFrame(
         {
@@ -233,8 +272,7 @@ def _questions(
         }
     )
     texts = np.array([question.text for question in kept])
-    counts = {"used": len(kept), "unreadable": len(file.questions) - len(kept), **file.reasons}
-    return paired_shares(right, right_after, texts, what=WHAT["capability"], seed=seed), frame, counts
+    return paired_shares(right, right_after, texts, what=WHAT["capability"], seed=seed), frame
 
 
 def _paired_estimates(name: str, paired: PairedShares | None) -> dict[str, Estimate]:

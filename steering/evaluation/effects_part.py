@@ -11,7 +11,7 @@ from ...probes.shards import Progress
 from ...probes.subject import Subject
 from ..vector import SteeringVector
 from .candidates import WAYS
-from .damage import SideEffects, side_effects
+from .damage import SideEffects, side_effects_at
 from .detecting import detection
 from .refusals import Openings
 from .report_names import OF_DETECTION, OF_EFFECTS
@@ -34,15 +34,12 @@ def effects_part(
     progress: Progress | None,
 ) -> Part:
     """Before and after at the strength of each direction; None: the vector has none there."""
-    found = {
-        way: side_effects(
-            subject, vector, strength, texts=texts, benign=benign, choices=choices, openings=openings,
-            max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed, progress=progress,
-        )
-        for way, strength in strengths.items()
-        if strength is not None
-    }  # fmt: skip
-    return joined_effects(found, strengths)
+    wanted = {way: strength for way, strength in strengths.items() if strength is not None}
+    found = side_effects_at(
+        subject, vector, [*wanted.values()], texts=texts, benign=benign, choices=choices, openings=openings,
+        max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed, progress=progress,
+    )  # fmt: skip
+    return joined_effects(dict(zip(wanted, found, strict=True)), strengths)
 
 
 def joined_effects(found: Mapping[str, SideEffects], strengths: Mapping[str, float | None]) -> Part:

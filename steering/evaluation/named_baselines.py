@@ -1,18 +1,19 @@
 """Baselines by name, fitted where the vector stands; each is kept once it is fitted, so that a killed run goes on."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
 from ...probes.inputs import Source
-from ...probes.shards import Progress
-from ...probes.subject import Subject
+from ...probes.shards import Progress, prefixed
+from ...probes.subject import Site, Subject
 from .. import baselines as fits
 from ..affine import AffineSteering
 from ..baselines.trained import FACTORS
+from ..by_name import train_by_name
 from ..quadruples import QuadrupleFile, read_quadruples
+from ..reading import SharedReading
 from ..vector import SteeringVector
 from .candidates import ELICIT, SUPPRESS, WAYS, Candidate, Steering
 from .evaluated_rows import EvaluatedRows, evaluated_rows
@@ -21,20 +22,10 @@ from .sides import forced_side
 
 PROMPT = "prompt"
 ALWAYS = (DIFFMEAN, RANDOM)  # beside every vector, asked for or not
-_FITS: Mapping[str, Callable[..., SteeringVector | AffineSteering]] = {
-    "pca": fits.fit_pca,
-    "lat": fits.fit_lat,
-    "probe": fits.fit_probe,
-    "ssv": fits.fit_ssv,
-    "lang": partial(fits.fit_ssv, lang=True),
-    "bipo": fits.fit_bipo,
-    "reps": fits.fit_reps,
-    "loreft": fits.fit_loreft,
-    "ablate": fits.ablation,
-}
-_TRAINED = ("ssv", "lang", "bipo", "reps", "loreft")  # by steps, which they tell
+LOREFT = "loreft"
+_FITTED = ("pca", "lat", "probe", "ssv", "lang", "bipo", "reps", LOREFT, "ablate")
 _STRONG = ("lang", "reps")  # trained at strengths of 2 to 20: one of them has to be chosen
-BASELINES = (*ALWAYS, *_FITS, PROMPT)
+BASELINES = (*ALWAYS, *_FITTED, PROMPT)
 
 
 def require_baselines(names: Sequence[str]) -> None:
@@ -65,19 +56,20 @@ def fit_baselines(
     """
     found: dict[str, Candidate] = {}
     told: list[str] = []
-    wanted = [name for name in names if name in _FITS]
+    wanted = [name for name in names if name in _FITTED]
     if not wanted:
         return found, ()
     file = rows.file if training is None else read_quadruples(training)
     options, flattered = fit_options(vector, rows, file, None)
     options["allow_small"] = allow_small or bool(options["allow_small"])
+    read = SharedReading(subject, [Site(options["layer"], options["component"])])
     for name in wanted:
-        one = _fitted(subject, name, file, options, keep, progress)
+        one = _fitted(subject, name, file, options, read, keep, progress)
         if name in _STRONG:
             found[name] = _strongest(subject, one, file, options)
             tried = ", ".join(f"{found[name].strength(way):g} to {way}" for way in WAYS)
             told.append(f"{name}: strengths {tried}: of those it is trained at, of smallest KL on the training rows")
-        elif name == "loreft":
+        elif name == LOREFT:
             found[name] = Candidate(vector=one, elicit=1, suppress=None)
         elif name == "ablate" and isinstance(one, SteeringVector):
             found[name] = Candidate(vector=fits.everywhere(one, subject), elicit=1, suppress=1)
@@ -93,25 +85,23 @@ def _fitted(
     name: str,
     file: QuadrupleFile,
     options: Mapping[str, Any],
+    read: SharedReading,
     keep: Path | None,
     progress: Progress | None,
 ) -> SteeringVector | AffineSteering:
-    """LoReFT is no file: it is trained again, to the same weights."""
-    at = None if keep is None or name == "loreft" else keep / f"{name}.safetensors"
+    """LoReFT is no file: it is trained again, to the same weights, and takes positions of its own."""
+    told = None if progress is None else prefixed(progress, name)
+    if name == LOREFT:
+        given = {key: value for key, value in options.items() if key != "positions"}
+        return fits.fit_loreft(subject, file, progress=told, **given)
+    at = None if keep is None else keep / f"{name}.safetensors"
     if at is not None and at.exists():
         return SteeringVector.load(at)
-    given = {key: value for key, value in options.items() if name != "loreft" or key != "positions"}
-    if name in _TRAINED:
-        given["progress"] = None if progress is None else _named(progress, name)
-    one = _FITS[name](subject, file, **given)
-    if at is not None:
-        one.save(at)
-        return SteeringVector.load(at)
-    return one
-
-
-def _named(progress: Progress, name: str) -> Progress:
-    return lambda stage, done, total: progress(f"{name}: {stage}", done, total)
+    one = train_by_name(name, subject, file, read=read, progress=told, **options)
+    if at is None:
+        return one
+    one.save(at)
+    return SteeringVector.load(at)
 
 
 def _strongest(subject: Subject, vector: Steering, file: QuadrupleFile, options: Mapping[str, Any]) -> Candidate:

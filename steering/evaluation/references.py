@@ -10,6 +10,7 @@ from ..baselines import fit_diffmean, random_vectors
 from ..encoded import PROMPT_LAST
 from ..positions import Positions
 from ..quadruples import QuadrupleFile, read_quadruples
+from ..reading import SharedReading
 from .candidates import Candidate, Steering, first_vector, metadata_of, settings_of
 from .evaluated_rows import EvaluatedRows
 
@@ -38,6 +39,7 @@ def references(
     file = rows.file if training is None else read_quadruples(training)
     options, told = fit_options(vector, rows, file, layer)
     options["allow_small"] = allow_small or bool(options["allow_small"])
+    options["read"] = SharedReading(subject, [Site(options["layer"], options["component"])])
     rank = getattr(getattr(first_vector(vector), "subspace", None), "rank", 1)
     drawn = random_vectors(subject, file, rank=rank, draws=range(random_seeds), **options)
     found = {f"{RANDOM} {draw}": Candidate(vector=one) for draw, one in enumerate(drawn)}

@@ -17,7 +17,7 @@ from ...diagnose.run_directory import RunDirectory, Stopwatch
 from ...probes.inputs import Source
 from ...probes.pair_rows import plain_text
 from ...probes.row_files import read_rows
-from ...probes.shards import Progress
+from ...probes.shards import Progress, prefixed
 from ...probes.subject import Subject
 from ..quadruples import QuadrupleFile
 from ..vector import SteeringVector
@@ -150,7 +150,7 @@ def steering_report(
     parts: dict[str, Part] = {}
     with watch.timed(SECTION):
         for name, make in plan.items():
-            told = _named(watch.ticking(progress), name)
+            told = prefixed(watch.ticking(progress), name.replace("_", " "))
             folder = None if run is None else run.stage(name)
             parts[name] = kept_part(folder, partial(make, parts, told, folder))
         result = steering_section(
@@ -186,6 +186,3 @@ def steering_report(
         report.save(run.path)
     return report
 
-
-def _named(progress: Progress, part: str) -> Progress:
-    return lambda stage, done, total: progress(f"{part.replace('_', ' ')}: {stage}", done, total)
