@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from ..probes.subject import Subject
     from .audit import Progress
 
-INFORMATION_VERSION = WEIGHTS_VERSION = (
-    1  # raise it when a change moves a number of that section: those kept before are then not used
-)
+# raised when a change moves a number of the section: those kept before are then not used
+INFORMATION_VERSION, WEIGHTS_VERSION = 1, 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

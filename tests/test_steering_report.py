@@ -275,3 +275,4 @@ def test_baselines_that_are_read_off_the_same_states_read_them_once(subject, vec
     assert len(asked) == len({*asked}) > 0
     alone, _ = fit_baselines(subject, ["lat"], vector, data, organism.quadruples)
     assert torch.equal(shared["lat"].vector.vector, alone["lat"].vector.vector)
+    assert (shared["ablate"].strength("elicit"), shared["ablate"].strength("suppress")) == (None, 1.0)  # a set of them

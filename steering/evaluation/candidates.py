@@ -67,7 +67,7 @@ class Candidate:
         own = [_own(vector, direction, asked) for vector in _vectors(self.vector)]
         if all(strength is None for strength in own):
             return None
-        return own[0] if len(own) == 1 else asked
+        return own[0] if len({*own}) == 1 else asked  # of a set: what all its vectors are set to
 
     def context(self, subject: Subject, direction: str) -> AbstractContextManager[None]:
         """The model steered in this direction. InputError as `applied`, and where there is no strength."""

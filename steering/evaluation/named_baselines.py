@@ -72,7 +72,7 @@ def fit_baselines(
         elif name == LOREFT:
             found[name] = Candidate(vector=one, elicit=1, suppress=None)
         elif name == "ablate" and isinstance(one, SteeringVector):
-            found[name] = Candidate(vector=fits.everywhere(one, subject), elicit=1, suppress=1)
+            found[name] = Candidate(vector=fits.everywhere(one, subject))
         else:
             found[name] = Candidate(vector=one)
     if flattered:
