@@ -52,7 +52,9 @@ def lens_steps(subject: "Subject", rows: Rows, *, vocab: int, temperature: float
     head = subject.head()
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     steps = [(layer, layer + 1) for layer in range(len(rows) - 1)]
-    for block in rows.to(subject.device).split(BLOCK if head else places_at_once(len(rows), vocab), dim=1):
+    size = BLOCK if head else places_at_once(len(rows), vocab)
+    count = max(1, -(-rows.shape[1] // size))  # of like size: a small one at the end is slow
+    for block in rows.to(subject.device).tensor_split(count, dim=1):
         if head is None:
             reading = _compare(subject.readout(block)[..., :vocab] / temperature, [*steps, *pairs])
             angle, entropy, more = reading.angle[: len(steps)], reading.entropy, reading.angle[len(steps) :]
@@ -142,4 +144,4 @@ def places_at_once(streams: int, vocab: int) -> int:
 def _compare(logits: Float[Tensor, "streams places vocab"], pairs: Pairs) -> LensReading:
     logits = logits.float().contiguous()
     with exact_products(logits.device):
-        return finish(tile_state(logits.clone(), pairs, False), pairs)  # tile_state writes over its input
+        return finish(tile_state(logits.clone(), pairs, 1), pairs)  # tile_state writes over its input

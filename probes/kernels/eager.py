@@ -92,15 +92,18 @@ def exact_products(device: torch.device) -> Iterator[None]:
             matmul.fp32_precision = before
 
 
-def tile_state(logits: Float[Tensor, "S n v"], pairs: Pairs, divergences: bool) -> LensState:
+def tile_state(logits: Float[Tensor, "S n v"], pairs: Pairs, moments: int) -> LensState:
     """The state of one tile. Overwrites `logits`. Works a stream at a time, so that its slices stay in the cache.
 
-    divergences False: no moments of the backward KL; those of the forward KL are what small angles come from.
+    moments: of the log-ratio x under both sides of a pair (2), the first (1) or neither (0).
     """
     n_streams, n, _ = logits.shape
-    stream = logits.new_empty(3, n_streams, n)  # peak, mass, energy
-    between = logits.new_empty(8 if divergences else 5, len(pairs), n)  # overlap, residual, forward 1..3, backward 1..3
-    p, s = logits.new_empty(SLOTS, *logits.shape[1:]), logits.new_empty(SLOTS, *logits.shape[1:])
+    stream = logits.new_empty(3, n_streams, n)
+    between = logits.new_empty(2 + 3 * moments, len(pairs), n)
+    # views of all rows at once: made one by one they cost as much as a sum
+    z, p, s = (rows.unbind() for rows in (logits, *logits.new_empty(2, SLOTS, *logits.shape[1:])))
+    peaks, masses, energies = (rows.unbind() for rows in stream)
+    overlaps, residuals, *powers = (rows.unbind() for rows in between)
     difference, scratch = torch.empty_like(logits[0]), torch.empty_like(logits[0])
     held: list[int] = []  # streams whose s = exp((z - peak)/2) and p = s^2 a slot holds, the least recently used first
     slots: dict[int, int] = {}
@@ -111,15 +114,16 @@ def tile_state(logits: Float[Tensor, "S n v"], pairs: Pairs, divergences: bool) 
             held.remove(k)
         else:
             slots[k] = slots.pop(held.pop(0)) if len(held) == SLOTS else len(held)
-            z, slot = logits[k], slots[k]
+            slot = slots[k]
             if k not in centred:
-                peak = torch.amax(z, -1, out=stream[0, k])
-                z.sub_(peak[:, None])  # from here on logits[k] is z - peak <= 0
-            torch.mul(z, 0.5, out=s[slot]).exp_()
-            torch.mul(s[slot], s[slot], out=p[slot])  # not exp(z): overlap and mass of equal rows agree to the bit
+                torch.amax(z[k], -1, out=peaks[k])
+                z[k].sub_(peaks[k][:, None])  # from here on logits[k] is z - peak <= 0
+            torch.mul(z[k], 0.5, out=s[slot]).exp_()
+            if k not in centred or moments:
+                torch.mul(s[slot], s[slot], out=p[slot])  # not exp(z): overlap and mass of equal rows agree to the bit
             if k not in centred:
-                torch.sum(p[slot], -1, out=stream[1, k])
-                torch.sum(torch.mul(p[slot], z, out=scratch), -1, out=stream[2, k])  # -inf: 0 * inf = NaN marks the row
+                torch.sum(p[slot], -1, out=masses[k])
+                torch.sum(torch.mul(p[slot], z[k], out=scratch), -1, out=energies[k])  # -inf: 0 * inf = NaN marks the row
                 centred.add(k)
         held.append(k)
         return slots[k]
@@ -128,19 +132,22 @@ def tile_state(logits: Float[Tensor, "S n v"], pairs: Pairs, divergences: bool) 
     for row in sorted(range(len(pairs)), key=lambda row: sorted(pairs[row], reverse=True)):
         i, j = pairs[row]
         a, b = load(i), load(j)
-        torch.sum(torch.mul(s[a], s[b], out=scratch), -1, out=between[0, row])
-        ratio = between[0, row] / stream[1, i]  # mass >= 1: the column of the peak
+        torch.sum(torch.mul(s[a], s[b], out=scratch), -1, out=overlaps[row])
+        ratio = overlaps[row] / masses[i]  # mass >= 1: the column of the peak
         torch.addcmul(s[b], s[a], ratio[:, None], value=-1, out=scratch)
-        torch.sum(scratch.square_(), -1, out=between[1, row])
-        torch.sub(logits[j], logits[i], out=difference)  # x = z_j - z_i - pilot with pilot = peak_j - peak_i
-        for offset, weight in ((2, p[a]), (5, p[b]))[: 2 if divergences else 1]:
+        torch.linalg.vector_norm(scratch, dim=-1, out=residuals[row])  # one pass where squares and their sum take two
+        if moments:
+            torch.sub(z[j], z[i], out=difference)  # x = z_j - z_i - pilot with pilot = peak_j - peak_i
+        for side, weight in enumerate((p[a], p[b])[:moments]):
             torch.mul(weight, difference, out=scratch)
-            torch.sum(scratch, -1, out=between[offset, row])
-            torch.sum(scratch.mul_(difference), -1, out=between[offset + 1, row])
-            torch.sum(scratch.mul_(difference), -1, out=between[offset + 2, row])
+            for power in range(3):
+                if power:
+                    scratch.mul_(difference)
+                torch.sum(scratch, -1, out=powers[3 * side + power][row])
 
     peak, mass, energy = stream.double()
     sums = between.double()
+    sums[1].square_()
     return LensState(
         peak=peak,
         mass=mass,
@@ -148,6 +155,6 @@ def tile_state(logits: Float[Tensor, "S n v"], pairs: Pairs, divergences: bool) 
         overlap=sums[0],
         residual=sums[1],
         pilot=peak[[j for _, j in pairs]] - peak[[i for i, _ in pairs]],
-        forward=sums[2:5],
-        backward=sums[5:8] if divergences else None,
+        forward=sums[2:5] if moments > 0 else None,
+        backward=sums[5:8] if moments > 1 else None,
     )

@@ -3,16 +3,18 @@
 The read-outs are never held: one pass over tiles of the vocabulary keeps a few sums a layer and token (lens_state.py).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from .backends import chosen, tiles
-from .eager import checked_readout
-from .lens_state import LensReading
+from .eager import Readout, checked_readout
+from .lens_state import SMALL_ANGLE, LensReading, Pairs
 from .tiled_reading import read
 
 
@@ -99,17 +101,17 @@ def lens_transport(
     steps = [(layer, layer + 1) for layer in range(n_layers - 1)]
     asked = [_layer_pair(pair, n_layers) for pair in pairs or ()]
     place = {pair: i for i, pair in enumerate(dict.fromkeys([*steps, *(pair for pair in asked if pair[0] != pair[1])]))}
-    reading, target_logits = read(
-        [readout],
-        list(place),
+    by_backend = functools.partial(
+        read,
         tiles=tiles(backend),
         threaded=backend == "numba",
         vocab=vocab,
         token_block=token_block,
         vocab_tile=vocab_tile,
-        targets=targets,
-        divergences=divergences,
     )
+    reading, target_logits = by_backend([readout], list(place), targets=targets, moments=2 if divergences else 0)
+    if not divergences:
+        reading = replace(reading, angle=_with_small_angles(reading.angle, readout, list(place), by_backend))
     n_steps = len(steps)
     return LensTransport(
         angle=reading.angle[:n_steps],
@@ -180,7 +182,7 @@ def lens_distance(
         vocab=vocab,
         token_block=token_block,
         vocab_tile=vocab_tile,
-        divergences=divergences,
+        moments=2 if divergences else 1,
     )
     return LensDistance(
         angle=reading.angle.reshape(leading),
@@ -192,6 +194,19 @@ def lens_distance(
         backend=backend,
         precision=str(dtype).removeprefix("torch."),
     )
+
+
+def _with_small_angles(
+    angle: Float[Tensor, "P N"], readout: Readout, pairs: Pairs, by_backend: Callable[..., tuple[LensReading, Any]]
+) -> Float[Tensor, "P N"]:
+    """Angles that were read without moments, the small ones read again with them: few, between layers of one model."""
+    found = (angle < SMALL_ANGLE).nonzero()
+    if not len(found):
+        return angle
+    layers = torch.tensor(pairs, device=found.device)[found[:, 0]].T  # [2, found]
+    both = replace(readout, hidden=readout.hidden[layers, found[:, 1]])
+    again, _ = by_backend([both], [(0, 1)], moments=1)
+    return angle.index_put((found[:, 0], found[:, 1]), again.angle[0])
 
 
 def _layer_pair(pair: tuple[int, int], n_layers: int) -> tuple[int, int]:

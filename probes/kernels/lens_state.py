@@ -4,6 +4,7 @@ A *stream* is one row of logits z a token (a layer, or a model's head); a *pair*
 Everything here is float64 and of size streams x tokens; nothing has a vocabulary axis.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -18,6 +19,7 @@ SMALL_KL = 1e-3  # nats; below it the difference form (absolute floor 2e-6 in fl
 SMALL_VARIANCE = 1e-5  # of log-ratios; below it (angles < 3e-3) float32 amplitudes may round t - u s visibly,
 MAX_SKEW_ANGLE = 0.02  # though not where a few tokens move by more than this,
 MAX_APART = 1e-5  # rad, nor where both forms are further apart than float32 amplitudes can be off
+SMALL_ANGLE = math.sqrt(SMALL_VARIANCE * (1 + MAX_SKEW_ANGLE / 2)) + MAX_APART  # rad; from here on it is the tangent's
 MAX_SKEW = 0.1  # |k3 / k2| up to which k2/2 + k3/6 is good to 1e-3; a heavier tail is read again in float64
 
 
@@ -36,7 +38,7 @@ class LensState:
     overlap: Float[Tensor, "P n"]
     residual: Float[Tensor, "P n"]
     pilot: Float[Tensor, "P n"]
-    forward: Float[Tensor, "3 P n"]
+    forward: Float[Tensor, "3 P n"] | None  # None: small angles are read again
     backward: Float[Tensor, "3 P n"] | None  # None: no KL is wanted
 
 
@@ -74,9 +76,7 @@ def merge(parts: Sequence[LensState], pairs: Pairs) -> LensState:
 
     shifts = pilots[0] - pilots  # moments of every part move to the pilot of the first
     forward = _moved([part.forward for part in parts], keep[:, first], masses[:, first], shifts)
-    backward = None
-    if all(part.backward is not None for part in parts):
-        backward = _moved([part.backward for part in parts], keep[:, second], masses[:, second], shifts)
+    backward = _moved([part.backward for part in parts], keep[:, second], masses[:, second], shifts)
     return LensState(
         peak=peak,
         mass=mass,
@@ -94,9 +94,12 @@ def _moved(
     keep: Float[Tensor, "parts P n"],
     masses: Float[Tensor, "parts P n"],
     shifts: Float[Tensor, "parts P n"],
-) -> Float[Tensor, "3 P n"]:
-    """Moments of all parts about the pilot of the first."""
-    every = torch.stack([part for part in moments if part is not None], dim=1)  # [3, parts, P, n]
+) -> Float[Tensor, "3 P n"] | None:
+    """Moments of all parts about the pilot of the first; None where they were not taken."""
+    taken = [part for part in moments if part is not None]
+    if not taken:
+        return None
+    every = torch.stack(taken, dim=1)  # [3, parts, P, n]
     return (keep * _recentred(every, masses, shifts)).sum(1)
 
 
@@ -151,13 +154,14 @@ def finish(state: LensState, pairs: Pairs) -> LensReading:
     log_normalizer = (state.peak + state.mass.log()).masked_fill(bad, torch.nan)
     entropy = (state.mass.log() - state.energy / state.mass).clamp(min=0.0).masked_fill(bad, torch.nan)
 
-    variance, skew = _cumulants(state.forward, state.mass[first])
-    # -8 log BC = k2 + k3/2 + ..., and for a small angle that is its square
-    small = (variance < SMALL_VARIANCE) & (skew.abs() <= MAX_SKEW_ANGLE * variance)
-    tangent = 2 * torch.atan2((state.residual * state.mass[first]).sqrt(), state.overlap)
-    series = (variance + skew / 2).clamp(min=0).sqrt()
-    # two sharp rows have no variance under p_i and yet lie pi apart: the series has to agree with the tangent
-    angle = torch.where(small & ((tangent - series).abs() < MAX_APART), series, tangent)
+    angle = 2 * torch.atan2((state.residual * state.mass[first]).sqrt(), state.overlap)
+    if state.forward is not None:
+        variance, skew = _cumulants(state.forward, state.mass[first])
+        # -8 log BC = k2 + k3/2 + ..., and for a small angle that is its square
+        small = (variance < SMALL_VARIANCE) & (skew.abs() <= MAX_SKEW_ANGLE * variance)
+        series = (variance + skew / 2).clamp(min=0).sqrt()
+        # two sharp rows have no variance under p_i and yet lie pi apart: the series has to agree with the tangent
+        angle = torch.where(small & ((angle - series).abs() < MAX_APART), series, angle)
     overlap = state.overlap / (state.mass[first] * state.mass[second]).sqrt()
     lost = bad[first] | bad[second]
     reading = LensReading(
@@ -166,7 +170,7 @@ def finish(state: LensState, pairs: Pairs) -> LensReading:
         angle=angle.masked_fill(lost, torch.nan),
         overlap=overlap.masked_fill(lost, torch.nan),
     )
-    if state.backward is None:
+    if state.forward is None or state.backward is None:
         return reading
     # pilot = z_j - z_i of some column, so lse_j - lse_i - pilot is of the size of x, not of the logits
     gap = state.peak[second] - state.peak[first] - state.pilot + (state.mass[second] / state.mass[first]).log()

@@ -46,14 +46,14 @@ class FusedTiles:
     def __init__(self) -> None:
         self._scratch = np.empty((0, 0), dtype=np.float32)
 
-    def __call__(self, logits: Float[Tensor, "S n v"], pairs: Pairs, divergences: bool) -> LensState:
+    def __call__(self, logits: Float[Tensor, "S n v"], pairs: Pairs, moments: int) -> LensState:
         """The state of one tile; `logits` are left as they are."""
         n_streams, n, columns = logits.shape
         first, second = (np.array([pair[side] for pair in pairs], dtype=np.int64) for side in (0, 1))
         order = np.argsort(np.maximum(first, second), kind="stable")  # a pair as soon as its later stream is there
         ready = np.searchsorted(np.maximum(first, second)[order], np.arange(n_streams), side="right")
         stream = np.empty((3, n_streams, n))
-        between = np.empty((8 if divergences else 5, len(pairs), n))
+        between = np.empty((2 + 3 * moments, len(pairs), n))
         if self._scratch.shape != (n_streams, columns):  # asked for anew, the pages cost as much as the sums
             self._scratch = np.empty((n_streams, columns), dtype=np.float32)
         values = logits.numpy()
@@ -68,8 +68,8 @@ class FusedTiles:
             overlap=sums[0],
             residual=sums[1],
             pilot=(peak[second].float() - peak[first].float()).double(),  # rounded as in the sums
-            forward=sums[2:5],
-            backward=sums[5:8] if divergences else None,
+            forward=sums[2:5] if moments > 0 else None,
+            backward=sums[5:8] if moments > 1 else None,
         )
 
 
@@ -99,17 +99,14 @@ def _tokens(s, logits, bits, first, second, order, ready, stream, between):
                 row = order[done]
                 i, j = first[row], second[row]
                 pilot = np.float32(stream[0, j, token] - stream[0, i, token])
-                overlap, one, two, three = _pair(s[i], s[j], logits[i, token], logits[j, token], pilot)
+                overlap = _overlap(s[i], s[j])
                 between[0, row, token] = overlap
                 between[1, row, token] = _residual(s[i], s[j], np.float32(overlap / stream[1, i, token]))
-                between[2, row, token] = one
-                between[3, row, token] = two
-                between[4, row, token] = three
-                if between.shape[0] > 5:
-                    _, one, two, three = _pair(s[j], s[j], logits[i, token], logits[j, token], pilot)
-                    between[5, row, token] = one
-                    between[6, row, token] = two
-                    between[7, row, token] = three
+                for side in range((between.shape[0] - 2) // 3):
+                    weights = s[j] if side else s[i]
+                    sums = _moments(weights, logits[i, token], logits[j, token], pilot)
+                    for power in range(3):
+                        between[2 + 3 * side + power, row, token] = sums[power]
                 done += 1
 
 
@@ -164,17 +161,36 @@ def _some_stream(z, peak, s):
 
 @summing
 @no_type_check
-def _pair(s, t, z_i, z_j, pilot):
-    """sum s t; sum s^2 x^k for k = 1, 2, 3, with x = z_j - z_i - pilot."""
-    overlap = one = two = three = 0.0
+def _overlap(s, t):
+    """sum s t."""
+    total = 0.0
     for start in range(0, len(s), CHUNK):
         some = slice(start, min(start + CHUNK, len(s)))
-        sums = _some_pair(s[some], t[some], z_i[some], z_j[some], pilot)
-        overlap += sums[0]
-        one += sums[1]
-        two += sums[2]
-        three += sums[3]
-    return overlap, one, two, three
+        total += _some_overlap(s[some], t[some])
+    return total
+
+
+@summing
+@no_type_check
+def _some_overlap(s, t):
+    total = ZERO
+    for column in range(len(s)):
+        total += s[column] * t[column]
+    return total
+
+
+@summing
+@no_type_check
+def _moments(s, z_i, z_j, pilot):
+    """sum s^2 x^k for k = 1, 2, 3, with x = z_j - z_i - pilot."""
+    one = two = three = 0.0
+    for start in range(0, len(s), CHUNK):
+        some = slice(start, min(start + CHUNK, len(s)))
+        sums = _some_moments(s[some], z_i[some], z_j[some], pilot)
+        one += sums[0]
+        two += sums[1]
+        three += sums[2]
+    return one, two, three
 
 
 @in_order
@@ -194,15 +210,14 @@ def _powers(s, x):
 
 @summing
 @no_type_check
-def _some_pair(s, t, z_i, z_j, pilot):
-    overlap = one = two = three = ZERO
+def _some_moments(s, z_i, z_j, pilot):
+    one = two = three = ZERO
     for column in range(len(s)):
-        overlap += s[column] * t[column]
         first, second, third = _powers(s[column], _above(z_j[column], z_i[column], pilot))
         one += first
         two += second
         three += third
-    return overlap, one, two, three
+    return one, two, three
 
 
 @summing

@@ -16,11 +16,11 @@ from .lens_state import LensReading, LensState, Pairs, concatenated, finish, mer
 from .sharing import side_by_side, workers
 
 TILE_BYTES = 8 * 2**20  # logits of the tiles of all threads; with scratch about 12 MB
-SHARE = 16  # tokens of a thread, at least: with fewer its products are bound by reading the head
+SHARE = 8  # tokens of a thread, at least: with fewer its products are bound by reading the head
 MERGED_TILES = 16  # at a time: a few hundred numbers a token each
 READ_AGAIN_ROWS = 64  # pairs of rows whose small KL is read again in float64, at a time
 
-TileState = Callable[[Tensor, Pairs, bool], LensState]  # logits [S, n, v], pairs, divergences
+TileState = Callable[[Tensor, Pairs, int], LensState]  # logits [S, n, v], pairs, sides whose moments are taken
 
 
 def read(
@@ -33,12 +33,12 @@ def read(
     token_block: int,
     vocab_tile: int | None,
     targets: Int[Tensor, "N"] | None = None,
-    divergences: bool = True,
+    moments: int = 2,
 ) -> tuple[LensReading, Float[Tensor, "S N"] | None]:
     """All streams of all readouts, one after the other, compared by `pairs`; and the logits z of the targets.
 
-    tiles: makes what sums up the tiles of a block, by a backend. divergences False: no KL, of which small, skewed ones
-    are read again. threaded: blocks of tokens side by side on torch's threads, for sums that do not hold up Python.
+    tiles: makes what sums up the tiles of a block, by a backend. moments: of the log-ratios under 2 sides, without which
+    there is no KL (of which small, skewed ones are read again), 1, of which small angles come, or 0. threaded: blocks of tokens side by side on torch's threads, for sums that do not hold up Python.
     """
     n_tokens = readouts[0].hidden.shape[1]
     target_logits = None
@@ -53,9 +53,9 @@ def read(
     def block_reading(block: slice) -> LensReading:
         state_of, limit = tiles(), TILE_BYTES // at_once
         part = _read_block(
-            readouts, pairs, state_of, block, vocab, vocab_tile, limit, targets, target_logits, divergences
+            readouts, pairs, state_of, block, vocab, vocab_tile, limit, targets, target_logits, moments
         )
-        return _read_again(readouts, pairs, block, vocab, part) if divergences else part
+        return _read_again(readouts, pairs, block, vocab, part) if moments == 2 else part
 
     starts = range(0, max(n_tokens, 1), size)  # one empty block where there is no token
     blocks = [slice(start, min(start + size, n_tokens)) for start in starts]
@@ -74,7 +74,7 @@ def _read_block(
     tile_bytes: int,
     targets: Tensor | None,
     target_logits: Tensor | None,
-    divergences: bool,
+    moments: int,
 ) -> LensReading:
     """One block of tokens through the whole vocabulary."""
     dtype = readouts[0].dtype
@@ -98,7 +98,7 @@ def _read_block(
             column = targets[block] - start
             inside = ((column >= 0) & (column < stop - start)).nonzero()[:, 0]
             target_logits[:, block][:, inside] = logits[:, inside, column[inside]].double()
-        states.append(state_of(logits, pairs, divergences))
+        states.append(state_of(logits, pairs, moments))
         if len(states) == MERGED_TILES:
             states = [merge(states, pairs)]
     return finish(merge(states, pairs), pairs)
