@@ -21,6 +21,7 @@ LOWEST = -1.0  # recovered shares below it stand at the edge: one vector that br
 BOUND = 1.1  # ratio of perplexities that the findings call broken (ours)
 NAMES = {
     "vector": "the vector",
+    "exchanged": "the vector, strengths exchanged",
     "diffmean": "difference of means",
     "random": "random directions",
     "prompt": "asking (prompt)",

@@ -258,7 +258,24 @@ def test_the_difference_of_means_is_fitted_or_brought(llama, vector):
     given = faithfulness(llama, WORDS[:5], vector, compare={"diffmean": brought}, **options)
     for direction in WAYS:
         assert np.array_equal(column(own, "diffmean", direction), column(given, "diffmean", direction))
-    assert [row.method for row in own.rows[::2]] == ["no edit", "vector", "diffmean", "random"]
+    assert [row.method for row in own.rows[::2]] == ["no edit", "vector", "exchanged", "diffmean", "random"]
+
+
+def test_with_strengths_exchanged_it_is_the_vector_of_the_other_direction(llama, vector):
+    asked = {"elicit": 1.5, "suppress": -0.5}
+    found = faithfulness(llama, WORDS[:5], vector, strengths=asked, **FEW)
+    other = faithfulness(llama, WORDS[:5], vector, strengths={"elicit": -0.5, "suppress": 1.5}, **FEW)
+    for direction, strength in (("elicit", -0.5), ("suppress", 1.5)):
+        assert np.array_equal(column(found, "exchanged", direction), column(other, "vector", direction))
+        assert found.row("exchanged", direction).strength == strength
+    assert "at strength -0.5, of the other direction" in found.summary()
+
+
+def test_a_strength_in_one_direction_has_nothing_to_exchange(llama, vector):
+    ablation = baselines.ablation(llama, WORDS, layer=1, holdout=0)
+    for one, strengths in ((vector, {"elicit": 1}), (ablation, None)):
+        found = faithfulness(llama, WORDS[:5], one, strengths=strengths, **FEW)
+        assert "exchanged" not in {row.method for row in found.rows}
 
 
 def test_references_fitted_on_the_rows_tested_are_told(llama, vector, plain):
@@ -351,7 +368,7 @@ def test_a_strength_left_out_is_a_direction_without_numbers(llama, vector):
 
 def test_the_table_has_no_bare_number(llama, vector, plain):
     frame = plain.to_frame()
-    assert len(frame) == 10
+    assert len(frame) == 12
     measured = frame[frame.method != "no edit"]
     assert measured[["kl_low", "kl_high", "recovered_low", "recovered_high"]].notna().all(axis=None)
     assert (frame.n_prompts == 24).all()

@@ -38,6 +38,13 @@ GOOD, NONE, BAD = estimate(0.8, 0.9, 0.95), estimate(-0.02, 0.01, 0.03), estimat
         ({"over_diffmean_elicit": BAD}, "notice", "worse than the difference of means"),
         ({"over_prompt_suppress": BAD}, "notice", "To suppress, prompting is stronger"),
         (
+            {"recovered_elicit": GOOD, "over_exchanged_elicit": NONE},
+            "alarm",
+            "recovers 90.0 % (80.0 to 95.0) of the KL, but not by the concept",
+        ),
+        ({"detection_auroc": estimate(0.41, 0.53, 0.62)}, "notice", "0.5 is chance"),
+        ({"detection_auroc": estimate(0.1, 0.2, 0.3)}, "notice", "below it the order is turned round"),
+        (
             {"perplexity_ratio_elicit": estimate(1.2, 1.3, 1.5), "unrelated_kl_elicit": GOOD},
             "alarm",
             "reads unrelated texts worse",
@@ -71,6 +78,10 @@ def test_a_rule_says_its_sentence(estimates, severity, words):
         {"recovered_elicit": NONE},  # may be 0, may be a little
         {"over_random_elicit": estimate(0.001, 0.1, 0.2), "over_diffmean_elicit": GOOD},
         {"over_prompt_suppress": NONE},
+        {"over_exchanged_elicit": NONE},  # of a direction of which nothing is known to work
+        {"recovered_elicit": NONE, "over_exchanged_elicit": NONE},
+        {"detection_auroc": estimate(0.501, 0.6, 0.7)},
+        {"detection_auroc": estimate(None, 0.5, None)},
         {"perplexity_ratio_elicit": estimate(BROKEN, 1.3, 1.5)},  # the bound itself is allowed
         {"recovered_suppress": NONE, "recovered_elicit": NONE, "asymmetry": GOOD},  # neither works
         {"over_random_elicit": estimate(None, -0.5, None), "over_diffmean_elicit": estimate(None, -0.5, None)},
@@ -89,6 +100,12 @@ def test_two_directions_that_work_are_not_one_way():
 def test_one_way_needs_an_asymmetry_that_is_clear():
     found = told(recovered_elicit=GOOD, recovered_suppress=NONE, asymmetry=NONE)
     assert not any("one way" in sentence for _, sentence in found)
+
+
+def test_what_works_by_either_strength_is_not_told_to_work_besides():
+    found = told(recovered_elicit=GOOD, over_random_elicit=GOOD, over_exchanged_elicit=NONE)
+    assert [severity for severity, _ in found] == ["alarm"]
+    assert told(recovered_elicit=GOOD, over_exchanged_elicit=estimate(0.01, 0.2, 0.3))[0][0] == "info"
 
 
 def test_a_vector_that_does_harm_is_not_told_to_equal_random_directions_besides():

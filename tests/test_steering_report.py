@@ -94,14 +94,15 @@ def test_shares_are_those_of_faithfulness(subject, vector, rows, organism, repor
     for way in ("elicit", "suppress"):
         own = report.estimate(f"steering.recovered_{way}")
         expected = found.row("vector", way).recovered
-        assert (own.value, own.low, own.high, own.n) == (expected.value, expected.low, expected.high, expected.n)
+        assert (own.value, own.n) == (expected.value, expected.n)
         over, paired = report.estimate(f"steering.over_random_{way}"), found.compared("vector", "random", way)
-        assert (over.value, over.low, over.high) == (paired.value, paired.low, paired.high)
+        for one, other in ((own, expected), (over, paired)):  # resampled beside more methods, sums round otherwise
+            assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high), abs=1e-12)
 
 
 def test_the_table_of_methods_has_the_kl_without_an_edit_in_every_row(report):
     table = report.to_frame("steering.methods")
-    assert {*table.method} == {"no edit", "vector", "lat", "diffmean", "random", "prompt"}
+    assert {*table.method} == {"no edit", "vector", "exchanged", "lat", "diffmean", "random", "prompt"}
     for _way, some in table.groupby("direction"):
         bare = some[some.method == "no edit"].kl.item()
         assert (some.kl_none == bare).all()

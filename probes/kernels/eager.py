@@ -123,7 +123,8 @@ def tile_state(logits: Float[Tensor, "S n v"], pairs: Pairs, moments: int) -> Le
                 torch.mul(s[slot], s[slot], out=p[slot])  # not exp(z): overlap and mass of equal rows agree to the bit
             if k not in centred:
                 torch.sum(p[slot], -1, out=masses[k])
-                torch.sum(torch.mul(p[slot], z[k], out=scratch), -1, out=energies[k])  # -inf: 0 * inf = NaN marks the row
+                torch.mul(p[slot], z[k], out=scratch)  # -inf: 0 * inf = NaN marks the row
+                torch.sum(scratch, -1, out=energies[k])
                 centred.add(k)
         held.append(k)
         return slots[k]

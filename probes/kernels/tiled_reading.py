@@ -37,8 +37,9 @@ def read(
 ) -> tuple[LensReading, Float[Tensor, "S N"] | None]:
     """All streams of all readouts, one after the other, compared by `pairs`; and the logits z of the targets.
 
-    tiles: makes what sums up the tiles of a block, by a backend. moments: of the log-ratios under 2 sides, without which
-    there is no KL (of which small, skewed ones are read again), 1, of which small angles come, or 0. threaded: blocks of tokens side by side on torch's threads, for sums that do not hold up Python.
+    tiles: makes what sums up the tiles of a block, by a backend. moments: of the log-ratios, under 2 sides of a pair
+    (KLs, of which small, skewed ones are read again), 1 (no KL; small angles come of them) or 0 (small angles are
+    rough). threaded: blocks of tokens side by side on torch's threads, for sums that do not hold up Python.
     """
     n_tokens = readouts[0].hidden.shape[1]
     target_logits = None

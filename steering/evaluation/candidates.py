@@ -84,6 +84,12 @@ class Candidate:
         asked = self.elicit if direction == ELICIT else self.suppress
         return "no strength was given" if asked is None else f"an ablation takes away and cannot {direction}"
 
+    def exchanged(self) -> "Candidate | None":
+        """The vector at the strengths of the other direction, the control of its sign; None of one that is one-way."""
+        if any(self.strength(name) is None for name in WAYS):
+            return None
+        return Candidate(vector=self.vector, elicit=self.suppress, suppress=self.elicit)
+
     @property
     def one_way(self) -> str | None:
         """The label of a vector that was made for one direction only; None of others."""

@@ -10,7 +10,7 @@ import pandas as pd
 from ...diagnose.phrases import in_share
 from ...diagnose.report import Estimate
 from .candidates import WAYS
-from .references import DIFFMEAN, RANDOM
+from .references import DIFFMEAN, EXCHANGED, RANDOM
 from .shares import POINTS, DirectionShares, cells, difference
 from .sides import NO_EDIT
 
@@ -44,7 +44,8 @@ class FaithfulnessRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Faithfulness:
-    """Rows by method and direction: no edit, the vector, those compared with, difference of means, random directions.
+    """Rows by method and direction: no edit, the vector, itself at the strength of the other direction ("exchanged"),
+    those compared with, difference of means, random directions.
 
     examples: a line a (method, direction, row): `kl` in nats a token of this row's response, `n_tokens`, `prompt`, the
     number that rows linked by equal inputs share. settings: all that could change a number.
@@ -77,6 +78,12 @@ class Faithfulness:
             null_value=0.0,
         )
 
+    def _exchanged(self, direction: str) -> str:
+        there = {(row.method, row.direction): row for row in self.rows}.get((EXCHANGED, direction))
+        if there is None:
+            return ""
+        return f"at strength {there.strength:g}, of the other direction, {in_share(there.recovered)}, "
+
     def to_frame(self) -> pd.DataFrame:
         """A line a row; what is missing is empty, with the reason in `reason`."""
         return pd.DataFrame([_line(row) for row in self.rows])
@@ -91,8 +98,8 @@ class Faithfulness:
             mean = self.row(DIFFMEAN, direction).recovered
             told.append(
                 f"{direction}: the vector recovers {in_share(own.recovered)} of a KL of "
-                f"{self.row(NO_EDIT, direction).kl.value:.3g} nats a token, the difference of means "
-                f"{in_share(mean)}, random directions {in_share(random.recovered)}"
+                f"{self.row(NO_EDIT, direction).kl.value:.3g} nats a token, {self._exchanged(direction)}the difference "
+                f"of means {in_share(mean)}, random directions {in_share(random.recovered)}"
             )
         return f"{'; '.join(told)}. {own.n_rows} rows."
 

@@ -21,11 +21,18 @@ from .faithful_table import VECTOR, Faithfulness
 from .flips import FlipRule
 from .named_baselines import PROMPT, fit_baselines
 from .prompt_rows import BY_CONSTRUCTION, with_prompt
-from .references import DIFFMEAN, RANDOM
+from .references import DIFFMEAN, EXCHANGED, RANDOM
 from .report_parts import Part
 from .shares import POINTS, missing
 from .sides import NO_EDIT
 from .teacher_forcing import faithfulness
+
+OTHERS = {
+    EXCHANGED: "itself at the strength of the other direction",
+    RANDOM: "random directions",
+    DIFFMEAN: "the difference of means",
+    PROMPT: "asking",
+}
 
 
 def faithfulness_part(
@@ -63,14 +70,14 @@ def faithfulness_part(
 
 
 def forced_part(found: Faithfulness, *, prompt: bool, warnings: Sequence[str], names: Sequence[str]) -> Part:
-    """The table of methods, and the vector's numbers beside random directions, the difference of means and asking."""
+    """The table of methods, and the vector's numbers beside those of OTHERS."""
     estimates: dict[str, Estimate] = {}
     for way in WAYS:
         own = found.row(VECTOR, way)
         estimates[f"recovered_{way}"] = _named(own.recovered, f"Share of the KL that the vector recovers, {way}")
         estimates[f"kl_{way}"] = _named(own.kl, f"KL with the vector, {way}")
         estimates[f"kl_unedited_{way}"] = _named(found.row(NO_EDIT, way).kl, f"KL without an edit, {way}")
-        for other, words in ((RANDOM, "random directions"), (DIFFMEAN, "the difference of means"), (PROMPT, "asking")):
+        for other, words in OTHERS.items():
             if other != PROMPT or prompt:
                 label = f"Recovered share of the vector less that of {words}, {way}"
                 estimates[f"over_{other}_{way}"] = _over(found, other, way, label)
@@ -90,6 +97,8 @@ def forced_part(found: Faithfulness, *, prompt: bool, warnings: Sequence[str], n
 def _over(found: Faithfulness, other: str, way: str, label: str) -> Estimate:
     if other == PROMPT and way == ELICIT:
         return missing(label, POINTS, BY_CONSTRUCTION)
+    if other == EXCHANGED and all(row.method != EXCHANGED for row in found.rows):
+        return missing(label, POINTS, "the vector works one way only, so no strengths can be exchanged")
     for method in (VECTOR, other):
         recovered = found.row(method, way).recovered
         if recovered.value is None:

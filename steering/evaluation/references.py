@@ -15,6 +15,7 @@ from .candidates import Candidate, Steering, first_vector, metadata_of, settings
 from .evaluated_rows import EvaluatedRows
 
 RANDOM, DIFFMEAN = "random", "diffmean"
+EXCHANGED = "exchanged"  # the vector itself, at the strength of the other direction
 
 
 def references(

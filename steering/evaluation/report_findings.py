@@ -14,15 +14,16 @@ BROKEN = 1.1  # ratio of perplexities of unrelated texts above which the edit br
 def steering_findings(estimates: Mapping[str, Estimate]) -> list[Finding]:
     """Rules over the estimates of the section "steering", each on the ends of an interval; without one nothing is said.
 
-    recovered below 0: does harm; over_random reaching 0 or below: no better than random directions; over_diffmean:
-    than the difference of means; over_prompt below 0: prompting is stronger; a direction that works (recovered and
-    over_random above 0) beside one that does not, asymmetry clear of 0: one way; perplexity ratio above 1.1
-    [reconstructed]: breaks unrelated text.
+    recovered below 0: does harm; over_random reaching 0 or below: no better than random directions; over_exchanged, of
+    a direction that works: than itself at the strength of the other direction; over_diffmean: than the difference of
+    means; over_prompt below 0: prompting is stronger; a direction that works (recovered and over_random above 0) beside
+    one that does not, asymmetry clear of 0: one way; perplexity ratio above 1.1 [reconstructed]: breaks unrelated text;
+    detection_auroc reaching 0.5 or below: does not tell texts apart.
     """
     found: list[Finding] = []
     for way in WAYS:
         found += [*_of_shares(estimates, way), *_broken(estimates, way)]
-    return [*found, *_one_way(estimates)]
+    return [*found, *_one_way(estimates), *_blind(estimates)]
 
 
 def works(estimates: Mapping[str, Estimate], way: str) -> bool:
@@ -32,8 +33,9 @@ def works(estimates: Mapping[str, Estimate], way: str) -> bool:
 
 
 def _of_shares(estimates: Mapping[str, Estimate], way: str) -> Iterator[Finding]:
-    own, random, means, prompt = (
-        estimates.get(f"{name}_{way}") for name in ("recovered", "over_random", "over_diffmean", "over_prompt")
+    own, exchanged, random, means, prompt = (
+        estimates.get(f"{name}_{way}")
+        for name in ("recovered", "over_exchanged", "over_random", "over_diffmean", "over_prompt")
     )
     names = [f"recovered_{way}"]
     if own is not None and _below(own, 0.0):
@@ -51,6 +53,15 @@ def _of_shares(estimates: Mapping[str, Estimate], way: str) -> Iterator[Finding]
             f"{in_points(random)}.",
             [*names, f"over_random_{way}"],
             "Train on more rows, at another layer (steer train --layers), or with another method.",
+        )
+    elif own is not None and works(estimates, way) and exchanged is not None and _reaches(exchanged, 0.0):
+        yield _finding(
+            "alarm",
+            f"To {way}, the vector recovers {in_share(own)} of the KL, but not by the concept: at the strength of the "
+            f"other direction it recovers as much (difference {in_points(exchanged)}).",
+            [*names, f"over_exchanged_{way}"],
+            "It moves what both kinds of prompts have in common; train at another layer, or on rows whose prompts "
+            "differ in the concept alone.",
         )
     elif own is not None and works(estimates, way):
         yield _finding(
@@ -111,6 +122,18 @@ def _one_way(estimates: Mapping[str, Estimate]) -> Iterator[Finding]:
             )
 
 
+def _blind(estimates: Mapping[str, Estimate]) -> Iterator[Finding]:
+    auroc = estimates.get("detection_auroc")
+    if auroc is not None and _reaches(auroc, 0.5):
+        yield _finding(
+            "notice",
+            f"Along the vector, texts with the concept and without are not told apart: AUROC {auroc}; 0.5 is chance"
+            f"{', and below it the order is turned round' if _below(auroc, 0.5) else ''}.",
+            ["detection_auroc"],
+            "Do not use it to detect the concept.",
+        )
+
+
 def _finding(severity: Literal["info", "notice", "alarm"], sentence: str, names: list[str], next_step: str) -> Finding:
     return Finding(
         severity=severity,
@@ -123,6 +146,11 @@ def _finding(severity: Literal["info", "notice", "alarm"], sentence: str, names:
 
 def _above(estimate: Estimate | None, bound: float) -> bool:
     return estimate is not None and estimate.low is not None and estimate.low > bound
+
+
+def _reaches(estimate: Estimate, bound: float) -> bool:
+    """Whether the interval reaches down to the bound."""
+    return estimate.low is not None and estimate.low <= bound
 
 
 def _below(estimate: Estimate | None, bound: float) -> bool:

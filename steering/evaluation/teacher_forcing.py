@@ -16,7 +16,7 @@ from ..reading import BATCH_TOKENS
 from .candidates import DEFAULT, WAYS, Candidate, Steering, Strengths
 from .evaluated_rows import EvaluatedRows, evaluated_rows
 from .faithful_table import VECTOR, Faithfulness, FaithfulnessRow
-from .references import DIFFMEAN, RANDOM, references
+from .references import DIFFMEAN, EXCHANGED, RANDOM, references
 from .shares import DirectionShares
 from .sides import NO_EDIT, forced_side
 
@@ -50,9 +50,11 @@ def faithfulness(
     vector: SteeringVector, SteeringSet or what else has `applied(subject, strength)`. strengths: {"elicit": 1,
     "suppress": -1} in its own scale, where one left out has no row of numbers; a number s: s and -s. An ablation
     suppresses only. compare: more of them by name, as they are (1 and -1) or as a Candidate with strengths.
-    Beside it always: no edit, `random_seeds` random directions (clamps with factors of their own), and the difference
-    of means, unless `compare` brings a "diffmean". Both are fitted on `training`, by default the rows of the same file
-    that the vector was trained on (notices say where they saw the tested rows), behind the vector's block or `layer`.
+    Beside it always: no edit; the vector at the strength of the other direction ("exchanged", not of a one-way vector:
+    what it recovers too is not the concept's); `random_seeds` random directions (clamps with factors of their own); and
+    the difference of means, unless `compare` brings a "diffmean". Both are fitted on `training`, by default the rows of
+    the same file that the vector was trained on (notices say where they saw the tested rows), behind the vector's block
+    or `layer`.
     rows, template, eos, max_response_tokens: see evaluated_rows; of the vector's own file, only what was held out.
     allow_small: fit the references on fewer than 16 rows. batch_tokens: padded tokens of a forward pass.
     Raises InputError for rows, names or strengths that cannot be used. Same seed, same intervals.
@@ -79,7 +81,9 @@ def faithfulness(
         allow_small=allow_small,
     )
     draws = {name: candidate for name, candidate in beside.items() if name.startswith(RANDOM)}
-    methods = {VECTOR: own, **given, **{name: one for name, one in beside.items() if name not in draws}, **draws}
+    control = own.exchanged()
+    methods = {VECTOR: own, **({} if control is None else {EXCHANGED: control}), **given}
+    methods |= {name: one for name, one in beside.items() if name not in draws} | draws
     sides = {
         direction: forced_side(
             subject,
@@ -116,7 +120,7 @@ def faithfulness(
 
 
 def _named(compare: Mapping[str, Steering | Candidate]) -> dict[str, Candidate]:
-    taken = [name for name in compare if name in (NO_EDIT, VECTOR) or name.startswith(RANDOM)]
+    taken = [name for name in compare if name in (NO_EDIT, VECTOR, EXCHANGED) or name.startswith(RANDOM)]
     if taken:
         raise InputError(f"compare: '{taken[0]}' is the name of a row that is always there; expected another one")
     return {name: Candidate.of(one) for name, one in compare.items()}
