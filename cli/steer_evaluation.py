@@ -81,6 +81,14 @@ def evaluate(
             rich_help_panel=BESIDE,
         ),
     ] = None,
+    baseline_epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Passes over the rows for ssv, lang, bipo, reps and loreft; default: each method's own, 12 to 24.",
+            min=1,
+            rich_help_panel=BESIDE,
+        ),
+    ] = None,
     texts: Annotated[
         Path | None,
         typer.Option(help="Unrelated texts: KL and perplexity, before and after.", rich_help_panel=BESIDE),
@@ -185,6 +193,7 @@ def evaluate(
             training=training,
             compare=beside,
             baselines=asked,
+            baseline_epochs=baseline_epochs,
             texts=texts,
             benign=benign,
             choices=choices,

@@ -240,6 +240,13 @@ def test_flips_of_the_opening_rule_are_reconstructed(subject, vector, rows, inpu
     assert found.estimate("steering.flips_elicit").reconstructed
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_baselines_are_trained_for_the_epochs_that_were_asked_for(subject, vector, rows, organism, epochs):
+    data = evaluated_rows(subject, rows, vector)
+    found, _ = fit_baselines(subject, ["ssv", "loreft", "lat"], vector, data, organism.quadruples[:16], epochs=epochs)
+    assert [found[name].vector.metadata["settings"]["epochs"] for name in ("ssv", "loreft")] == [epochs] * 2
+
+
 def test_lang_takes_the_strength_of_smallest_kl_on_its_training_rows(subject, vector, rows, organism, tmp_path):
     data = evaluated_rows(subject, rows, vector)
     few = organism.quadruples[:16]

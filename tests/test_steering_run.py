@@ -137,6 +137,8 @@ def test_a_run_of_something_else_is_refused(subject, vector, rows, organism, sho
         ({"positive": ["a p"]}, "detection needs both"),
         ({"baselines": ["magic"]}, "expected some of diffmean"),
         ({"baselines": ["lat", "lat"]}, "named twice"),
+        ({"baselines": ["lat"], "baseline_epochs": 3}, "no baseline is trained; they are of ssv"),
+        ({"baselines": ["ssv"], "baseline_epochs": 0}, "expected 1 or more"),
         ({"flips": "often"}, "same_answer, begins_with_target, opening"),
         ({"strengths": [1], "scorer": "magic"}, "expected offline"),
         ({"strengths": [1], "scorer": "keyword:("}, "not a regular expression"),

@@ -45,6 +45,7 @@ def evaluate_steering(
     training: Source | QuadrupleFile | None = None,
     compare: Mapping[str, SteeringVector | Named] | None = None,
     baselines: Sequence[str] = (),
+    baseline_epochs: int | None = None,
     texts: Source | None = None,
     benign: Source | None = None,
     choices: Source | None = None,
@@ -74,6 +75,7 @@ def evaluate_steering(
 
     quadruples: rows to test on; of the vector's own training file those held out (rows: see evaluated_rows).
     training: rows to fit random factors, the difference of means and `baselines` (names of named_baselines) on.
+    baseline_epochs: of baselines that are trained by gradient (None: each method's default).
     compare: more vectors by name. texts, benign, choices, openings (quadruples of refusal): see side_effects; openings
         default to the rows' own outputs where they are of refusal. positive, negative, hard: see detection.
     strengths: a grid for the sweep, on the tested rows; half of them choose, and flips, shares at the chosen strength
@@ -85,7 +87,7 @@ def evaluate_steering(
     What was not given is left out, and the section's warnings say what to give.
     Raises InputError for inputs, names or strengths that cannot be used, and where `out` holds another run.
     """
-    require_baselines(baselines)
+    require_baselines(baselines, baseline_epochs)
     given = GivenVector.of(vector, allow_other_weights=allow_other_weights)
     given.vector.applied(subject, 0)  # refused here if it does not belong on the model
     others = {
@@ -128,7 +130,7 @@ def evaluate_steering(
         "faithfulness": lambda parts, told, keep: faithfulness_part(
             subject, given.vector, data, file, names=baselines,
             compare={name: one.vector for name, one in others.items()}, training=fitted_on, keep=keep,
-            allow_small=allow_small, resamples=resamples, seed=seed, how=rows, progress=told,
+            epochs=baseline_epochs, allow_small=allow_small, resamples=resamples, seed=seed, how=rows, progress=told,
         ),
         "both_ways": lambda parts, told, keep: both_ways_part(
             subject, given.vector, data, file, selected=selected_strengths(parts.get("sweep")),
@@ -154,6 +156,7 @@ def evaluate_steering(
     settings = {
         "parts": wanted,
         "baselines": list(baselines),
+        "baseline_epochs": baseline_epochs,
         "strengths": as_json(strengths),
         "scorer": scorer_name(scorer) if "sweep" in wanted else None,
         "split": split,

@@ -45,15 +45,18 @@ def faithfulness_part(
     compare: Mapping[str, Steering],
     training: QuadrupleFile | None,
     keep: Path | None,
+    epochs: int | None,
     allow_small: bool,
     resamples: int,
     seed: int,
     how: str,
     progress: Progress | None,
 ) -> Part:
-    """KL of all methods both ways. names: baselines; how: "rows" of evaluated_rows. keep: folder for fitted ones."""
+    """KL of all methods both ways. names: baselines, trained for `epochs` and kept in the folder `keep`; how: "rows" of
+    evaluated_rows.
+    """
     fitted, told = fit_baselines(
-        subject, names, vector, rows, training, keep=keep, allow_small=allow_small, progress=progress
+        subject, names, vector, rows, training, keep=keep, epochs=epochs, allow_small=allow_small, progress=progress
     )
     if shared := sorted({*fitted} & {*compare}):
         raise InputError(f"compare: '{shared[0]}' is the name of a baseline; give the vector another name")

@@ -23,18 +23,23 @@ from .sides import forced_side
 PROMPT = "prompt"
 ALWAYS = (DIFFMEAN, RANDOM)  # beside every vector, asked for or not
 LOREFT = "loreft"
-_FITTED = ("pca", "lat", "probe", "ssv", "lang", "bipo", "reps", LOREFT, "ablate")
+TRAINED = ("ssv", "lang", "bipo", "reps", LOREFT)  # by gradient
+_FITTED = ("pca", "lat", "probe", *TRAINED, "ablate")
 _STRONG = ("lang", "reps")  # trained at strengths of 2 to 20: one of them has to be chosen
 BASELINES = (*ALWAYS, *_FITTED, PROMPT)
 
 
-def require_baselines(names: Sequence[str]) -> None:
-    """InputError, naming those there are, for another one or one named twice."""
+def require_baselines(names: Sequence[str], epochs: int | None = None) -> None:
+    """InputError, naming those there are, for another or one named twice, and for epochs where none is trained."""
     for place, name in enumerate(names):
         if name not in BASELINES:
             raise InputError(f"baseline '{name}': expected some of {', '.join(BASELINES)}")
         if name in names[:place]:
             raise InputError(f"baseline '{name}' is named twice")
+    if epochs is not None and not {*names} & {*TRAINED}:
+        raise InputError(f"baseline epochs {epochs}: no baseline is trained; they are of {', '.join(TRAINED)}")
+    if epochs is not None and epochs < 1:
+        raise InputError(f"baseline epochs {epochs}: expected 1 or more")
 
 
 def fit_baselines(
@@ -45,12 +50,14 @@ def fit_baselines(
     training: Source | QuadrupleFile | None,
     *,
     keep: Path | None = None,
+    epochs: int | None = None,
     allow_small: bool = False,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Candidate], tuple[str, ...]]:
     """Those that `faithfulness` does not bring itself, at the vector's block; and what a reader must know.
 
     training: None: the rows that the vector was trained on, of the file of `rows`. keep: a folder for those fitted.
+    epochs: of those that are trained; None: as many as each method's own default.
     Lang and RePS take the strength, of 2, 4, ..., 20, that has the smallest KL on the training rows [reconstructed];
     LoReFT is on, and elicits only; `ablate` takes its direction out behind every block.
     """
@@ -64,7 +71,8 @@ def fit_baselines(
     options["allow_small"] = allow_small or bool(options["allow_small"])
     read = SharedReading(subject, [Site(options["layer"], options["component"])])
     for name in wanted:
-        one = _fitted(subject, name, file, options, read, keep, progress)
+        more = {} if epochs is None or name not in TRAINED else {"epochs": epochs}
+        one = _fitted(subject, name, file, options | more, read, keep, progress)
         if name in _STRONG:
             found[name] = _strongest(subject, one, file, options)
             tried = ", ".join(f"{found[name].strength(way):g} to {way}" for way in WAYS)
