@@ -4,7 +4,7 @@ Three exponentials a logit, in three arrays that are used again and again, so th
 where every logit is finite.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -41,6 +41,10 @@ class RowSums:
     support: Int[Tensor, "n"]
     broken: Bool[Tensor, "n"]  # a NaN, a +inf, or everything excluded
     unsupported: Bool[Tensor, "n"]  # the reference excludes what the policy allows: q is a point mass
+
+    def at(self, positions: slice) -> "RowSums":
+        """Those of some positions."""
+        return RowSums(**{field.name: getattr(self, field.name)[positions] for field in fields(self)})
 
 
 def row_sums(

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +16,7 @@ from .information_rows import RowSums
 from .token_readings import FEW, FLAT, NON_FINITE, OK, UNSUPPORTED, TokenTilt
 
 FLAT_SPREAD = 1e-5  # nats of log ref over S; float32 logits of size 16 are rounded at 1e-6
+Reaching = Callable[[Tensor, Tensor, RowSums, Tensor, Tensor], tuple[Tensor, Tensor]]  # as reaching_tokens
 SLACK = 1e-9  # nats by which candidates may miss the threshold, before their probabilities decide
 
 
@@ -63,11 +65,24 @@ def parse_plausible(plausible: float | str) -> tuple[int | None, float]:
 
 
 def find_plausible(
-    policy: Float[Tensor, "n V"], reference: Float[Tensor, "n V"], rows: RowSums, top: int | None, threshold: float
+    policy: Float[Tensor, "n V"],
+    reference: Float[Tensor, "n V"],
+    rows: RowSums,
+    top: int | None,
+    threshold: float,
+    reaching: "Reaching | None" = None,
 ) -> PlausibleTokens:
-    """The tokens with pi or ref >= threshold, or those among either model's `top` likeliest; none in a broken row."""
+    """The tokens with pi or ref >= threshold, or those among either model's `top` likeliest; none in a broken row.
+
+    reaching: what finds candidates by their logits; None: reaching_tokens.
+    """
     if top is None:
-        position, token = _reaching(policy, reference, rows, math.log(threshold) - SLACK)
+        lowest = math.log(threshold) - SLACK
+        bounds = [
+            (normalizer + lowest).masked_fill(rows.broken, torch.inf)
+            for normalizer in (rows.policy_normalizer, rows.reference_normalizer)
+        ]
+        position, token = (reaching or reaching_tokens)(policy, reference, rows, *bounds)
     else:
         position, token = _listed_by_either(policy, reference, rows, top)
     log_p = policy[position, token].double() - rows.policy_normalizer[position]
@@ -78,12 +93,15 @@ def find_plausible(
     return PlausibleTokens(position=position, token=token, policy=log_p, reference=log_r)
 
 
-def _reaching(policy: Tensor, reference: Tensor, rows: RowSums, log_threshold: float) -> tuple[Tensor, Tensor]:
-    """Positions and tokens where either model's log-probability is at least that."""
-    bounds = [
-        (normalizer + log_threshold).masked_fill(rows.broken, torch.inf)
-        for normalizer in (rows.policy_normalizer, rows.reference_normalizer)
-    ]
+def reaching_tokens(
+    policy: Float[Tensor, "n V"],
+    reference: Float[Tensor, "n V"],
+    rows: RowSums,
+    policy_bound: Float[Tensor, "n"],
+    reference_bound: Float[Tensor, "n"],
+) -> tuple[Int[Tensor, "E"], Int[Tensor, "E"]]:
+    """Positions and tokens where either model's logit is at least its bound; position by position."""
+    bounds = policy_bound, reference_bound
     hit = (rows.policy_peaks >= bounds[0][:, None]) | (rows.reference_peaks >= bounds[1][:, None])
     position, column = hit.nonzero(as_tuple=True)
     token, there = column_entries(column, policy.shape[1])

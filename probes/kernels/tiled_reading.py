@@ -53,9 +53,7 @@ def read(
     @torch.no_grad()
     def block_reading(block: slice) -> LensReading:
         state_of, limit = tiles(), TILE_BYTES // at_once
-        part = _read_block(
-            readouts, pairs, state_of, block, vocab, vocab_tile, limit, targets, target_logits, moments
-        )
+        part = _read_block(readouts, pairs, state_of, block, vocab, vocab_tile, limit, targets, target_logits, moments)
         return _read_again(readouts, pairs, block, vocab, part) if moments == 2 else part
 
     starts = range(0, max(n_tokens, 1), size)  # one empty block where there is no token

@@ -1,7 +1,7 @@
 """One reading of the logits of two models, from which information, tilt and attribution all come."""
 
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .attribution_sums import AttributionSums
+from .backends import chosen
 from .information_rows import ARRAYS, RowSums, row_sums
-from .plausible_tokens import PlausibleTokens, find_plausible, parse_plausible, tilt_over
+from .plausible_tokens import PlausibleTokens, find_plausible, parse_plausible, reaching_tokens, tilt_over
 from .token_readings import (
     DEGENERATE,
     NON_FINITE,
@@ -21,7 +22,11 @@ from .token_readings import (
     TokenTilt,
 )
 
+if TYPE_CHECKING:
+    from .numba_rows import FusedRows
+
 BLOCK_ENTRIES = 2**16  # logits of a model in float64 at a time: half a megabyte an array, which a core's cache holds
+FUSED_ROWS = 64  # positions that the compiled pass sums at a time: starting its threads costs as much as a few
 BLOCK_ROWS = 16  # positions whose plausible tokens are worked on together: of 2,000 each they take 50 MB
 
 
@@ -31,8 +36,10 @@ class InformationPass:
     `vocab`: tokens of the shared tokenizer; logits beyond it are padding. `plausible`: S, as in `token_information`.
     `top`: the likeliest tokens of q kept a position; None leaves the attribution out. `entries`: logits of a model in
     float64 at a time, at least one position's; memory beside the results is a few times that and some hundred
-    numbers for each plausible token of BLOCK_ROWS positions.
-    ValueError: vocab < 2, plausible outside (0, 1) and not "topk", top < 1.
+    numbers for each plausible token of BLOCK_ROWS positions. `backend`: "eager" (torch), "numba" (compiled sums, the
+    same to 1e-12: float32 on the CPU, alignscope[numba]), "auto".
+    ValueError: vocab < 2, plausible outside (0, 1) and not "topk", top < 1; where logits are added, a backend that is
+    unknown or cannot be used.
 
     >>> reading = InformationPass(2, top=1)
     >>> reading.update(torch.tensor([[3.0, 1.0]]).log(), torch.zeros(1, 2))
@@ -42,7 +49,13 @@ class InformationPass:
     """
 
     def __init__(
-        self, vocab: int, *, plausible: float | str = 1e-4, top: int | None = 10, entries: int = BLOCK_ENTRIES
+        self,
+        vocab: int,
+        *,
+        plausible: float | str = 1e-4,
+        top: int | None = 10,
+        entries: int = BLOCK_ENTRIES,
+        backend: str = "auto",
     ) -> None:
         if vocab < 2:
             raise ValueError(f"vocab is the number of shared tokens, at least 2, got {vocab}")
@@ -51,6 +64,8 @@ class InformationPass:
         self._vocab, self._rows = vocab, max(1, entries // vocab)
         self._listed, self._threshold = parse_plausible(plausible)
         self._work: Tensor | None = None
+        self._backend = backend
+        self._fused: FusedRows | None = None
         self._information: list[dict[str, Any]] = []
         self._tilts: list[dict[str, Any]] = []
         self._sums = None if top is None else AttributionSums(vocab, min(top, vocab))
@@ -73,9 +88,13 @@ class InformationPass:
                 f"the logits have {policy_logits.shape[1]} and {reference_logits.shape[1]} columns, "
                 f"fewer than the {self._vocab} shared tokens"
             )
-        for start in range(0, max(1, len(policy_logits)), BLOCK_ROWS):
-            rows = slice(start, start + BLOCK_ROWS)
-            self._add(policy_logits[rows, : self._vocab], reference_logits[rows, : self._vocab], sums or self._sums)
+        whole = policy_logits[:, : self._vocab], reference_logits[:, : self._vocab]
+        for start in range(0, max(1, len(policy_logits)), FUSED_ROWS):
+            policy, reference = (z[start : start + FUSED_ROWS] for z in whole)
+            fused = self._fused_rows(policy, reference, sums or self._sums)
+            for first in range(0, max(1, len(policy)), BLOCK_ROWS):
+                some = slice(first, min(first + BLOCK_ROWS, len(policy)))
+                self._add(policy[some], reference[some], sums or self._sums, fused and fused.at(some))
 
     def information(self) -> TokenInformation:
         """Of all positions so far (since the last `take`), in their order."""
@@ -97,14 +116,11 @@ class InformationPass:
             raise ValueError("this pass keeps no attribution: give it top, the number of tokens kept a position")
         return self._sums.attribution()
 
-    def _add(self, policy: Tensor, reference: Tensor, sums: AttributionSums | None) -> None:
-        parts = []
-        for start in range(0, max(1, len(policy)), self._rows):
-            some = slice(start, min(start + self._rows, len(policy)))
-            work = self._arrays(some.stop - start, policy.device)
-            parts.append(row_sums(policy[some], reference[some], work, sums))
-        rows = RowSums(**_concatenated([_named(part) for part in parts]))
-        tokens = find_plausible(policy, reference, rows, self._listed, self._threshold)
+    def _add(self, policy: Tensor, reference: Tensor, sums: AttributionSums | None, fused: RowSums | None) -> None:
+        """fused: the sums, where the compiled pass has made them and added its own to `sums`."""
+        rows = fused or self._row_sums(policy, reference, sums)
+        reaching = reaching_tokens if fused is None or self._fused is None else self._fused.reaching_tokens
+        tokens = find_plausible(policy, reference, rows, self._listed, self._threshold, reaching)
         log_share, plausible_entropy = tokens.shares(len(policy))
         values = _fields(rows, tokens, plausible_entropy)
         self._information.append(values)
@@ -112,6 +128,28 @@ class InformationPass:
         if sums is not None:
             sums.add_lists(policy, reference, rows)
             sums.add_plausible(tokens, log_share, values["plausible_size"], values["status"])
+
+    def _fused_rows(self, policy: Tensor, reference: Tensor, sums: AttributionSums | None) -> RowSums | None:
+        """By the compiled pass; None where that is not for these logits, or one of them is not finite."""
+        dtype = torch.promote_types(torch.promote_types(policy.dtype, reference.dtype), torch.float32)
+        if chosen(self._backend, dtype, policy.device) == "eager":
+            return None
+        if self._fused is None:
+            from .numba_rows import FusedRows
+
+            self._fused = FusedRows()
+        rows = self._fused(policy, reference, sums)
+        if rows is None:
+            self._backend = "eager"  # tokens that are masked are so everywhere: nothing is read twice from here on
+        return rows
+
+    def _row_sums(self, policy: Tensor, reference: Tensor, sums: AttributionSums | None) -> RowSums:
+        parts = []
+        for start in range(0, max(1, len(policy)), self._rows):
+            some = slice(start, min(start + self._rows, len(policy)))
+            work = self._arrays(some.stop - start, policy.device)
+            parts.append(row_sums(policy[some], reference[some], work, sums))
+        return RowSums(**_concatenated([_named(part) for part in parts]))
 
     def _arrays(self, n: int, device: torch.device) -> Tensor:
         """Float64 arrays to work in: asking the system for memory again and again costs more than the sums."""
