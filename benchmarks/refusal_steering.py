@@ -5,10 +5,10 @@ python -m benchmarks.refusal_steering --data FOLDER --out FOLDER [--layers 9,15,
 Vectors of PCA, LAT and the probe are as long as the way from f- to f+ along them: the largest projection has no length
 where none is above 0, as LAT's is not.
 
-Trained on refusal_quadruples/train.parquet, evaluated on test.parquet: share of KL(q : p) recovered in both directions
-(q: the unedited run of the other prompt), what greedy answers begin with, KL and perplexity on WikiText, refusals of
-XSTest's safe prompts. A vector that takes refusals away is an instrument of red teams. Vectors and tables are kept in
---out, and vectors that are there are not trained again.
+Trained on refusal_quadruples/train.parquet, evaluated on test.parquet as `alignscope steer evaluate` does: share of KL
+recovered in both directions, a sweep of six strengths, how greedy answers begin, KL and perplexity on WikiText,
+refusals of XSTest's safe prompts, AUROC of answers. A vector that takes refusals away is an instrument of red teams.
+Vectors and the report are kept in --out: what is there is not made again.
 """
 
 import argparse
@@ -21,16 +21,14 @@ import pandas as pd
 import torch
 
 import alignscope
+from alignscope.diagnose.report import Report
 from alignscope.probes.subject import Subject
-from alignscope.steering import SteeringVector, baselines, faithfulness, scan_layers, side_effects
-from alignscope.steering.evaluation import Candidate, openings_of, refusal_measure
-from alignscope.steering.evaluation.candidates import WAYS
+from alignscope.steering import SteeringVector, baselines, evaluate_steering, scan_layers
 
 from .ladder_table import reference_file
 
-NEW_TOKENS = 32
-STRENGTHS = (1.0, 2.0, 4.0)  # and their negatives: six
-TRAINED = ("cdas", "diffmean", "ssv", "bipo", "reps")  # whose answers are read
+STRENGTHS = (-4.0, -2.0, -1.0, 1.0, 2.0, 4.0)
+TRAINED = ("reps", "loreft", "prompt")  # beside the vectors that are kept: strengths are chosen, or there is no file
 Fit = Callable[[], Any]
 
 
@@ -44,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--layers", default="9,15,21", help="blocks that CDAS and the closed forms are fitted behind")
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--prompts", type=int, default=100, help="test prompts of either kind that are answered")
     parser.add_argument("--texts", type=int, default=60, help="of WikiText, and as many safe prompts of XSTest")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
@@ -56,16 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     layers = [int(layer) for layer in options.layers.split(",")]
 
     vectors, chosen = fitted(subject, training, layers, options.epochs, options.out)
-    faithful(subject, training, test, vectors, chosen, options.out)
-    answers(subject, test, vectors, chosen, options.prompts, options.out)
-    harm(subject, options.data / "data", test, vectors, chosen, options.texts, options.out)
+    started = time.perf_counter()
+    report = evaluated(subject, options.data / "data", training, test, vectors, chosen, options)
+    told(report.summary())
+    told(f"evaluation: {time.perf_counter() - started:.0f} s; alignscope page {options.out / 'evaluation'}")
 
 
 def fitted(
     subject: Subject, training: Path, layers: Sequence[int], epochs: int, out: Path
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, SteeringVector], int]:
     """All vectors, `method_layer` by name, and the layer that the scan chooses."""
-    vectors: dict[str, Any] = {}
+    vectors: dict[str, SteeringVector] = {}
     scanned = out / "layers.csv"
     if not scanned.is_file():
         started = time.perf_counter()
@@ -95,16 +93,48 @@ def fitted(
         for name, fit, more in (
             ("ssv", baselines.fit_ssv, {}),
             ("bipo", baselines.fit_bipo, {}),
-            ("reps", baselines.fit_reps, {}),
         )
     }
     vectors |= {f"{name}_{chosen}": kept(out / f"{name}_{chosen}", subject, fit) for name, fit in learned.items()}
-    started = time.perf_counter()
-    vectors[f"loreft_{chosen}"] = baselines.fit_loreft(
-        subject, training, layer=chosen, epochs=epochs, progress=ticking("loreft")
-    )
-    told(f"loreft_{chosen}: {time.perf_counter() - started:.0f} s")
     return vectors, chosen
+
+
+def evaluated(
+    subject: Subject,
+    data: Path,
+    training: Path,
+    test: Path,
+    vectors: Mapping[str, SteeringVector],
+    chosen: int,
+    options: argparse.Namespace,
+) -> Report:
+    """CDAS behind the chosen layer; beside it CDAS behind the others, and every baseline behind the chosen one."""
+    main = f"cdas_{chosen}"
+    beside = {name: one for name, one in vectors.items() if name.startswith("cdas") or name.endswith(f"_{chosen}")}
+    del beside[main], beside[f"diffmean_{chosen}"]  # the difference of means is always there
+    answers = pd.read_parquet(test)
+    texts = {
+        kind: answers[[f"{kind}_input", f"{kind}_output"]].set_axis(["prompt", "response"], axis=1).to_dict("records")
+        for kind in ("positive", "negative")
+    }
+    wiki = pd.read_json(data / "corpora" / "wikitext_1000.json")[0].tolist()[: options.texts]
+    safe = pd.read_csv(data / "xstest" / "prompts.csv").query("label == 'safe'").prompt.tolist()[: options.texts]
+    return evaluate_steering(
+        subject,
+        vectors[main],
+        test,
+        training=training,
+        compare=beside,
+        baselines=TRAINED,
+        baseline_epochs=options.epochs,
+        texts=[{"text": text} for text in wiki],
+        benign=[{"prompt": prompt} for prompt in safe],
+        strengths=STRENGTHS,
+        flips="opening",
+        out=options.out / "evaluation",
+        progress=ticking("evaluation"),
+        **texts,
+    )
 
 
 def kept(path: Path, subject: Subject, fit: Fit) -> SteeringVector:
@@ -114,84 +144,6 @@ def kept(path: Path, subject: Subject, fit: Fit) -> SteeringVector:
         fit().save(file)
         told(f"{path.name}: {time.perf_counter() - started:.0f} s")
     return SteeringVector.load(file, subject)
-
-
-def candidates(vectors: Mapping[str, Any]) -> dict[str, Candidate]:
-    """Both ways; LoReFT has no direction to go back in, and RePS was trained for factors of 2 to 20."""
-    found = {}
-    for name, vector in vectors.items():
-        method = name.split("_")[0]
-        if method == "loreft":
-            found[name] = Candidate(vector=vector, elicit=1, suppress=None)
-        elif method == "reps":
-            found[name] = Candidate(vector=vector, elicit=8, suppress=-8)
-        else:
-            found[name] = Candidate(vector=vector)
-    return found
-
-
-def faithful(subject: Subject, training: Path, test: Path, vectors: Mapping[str, Any], chosen: int, out: Path) -> None:
-    """The method table behind the chosen layer, CDAS behind the others; strength 1 each (RePS: 8)."""
-    started = time.perf_counter()
-    main, *_ = (name for name in vectors if name == f"cdas_{chosen}")
-    here = {name: one for name, one in vectors.items() if name.startswith("cdas") or name.endswith(f"_{chosen}")}
-    others = {name: one for name, one in candidates(here).items() if name != main}
-    found = faithfulness(
-        subject, test, vectors[main], compare=others, training=training, progress=ticking("faithfulness")
-    )
-    found.to_frame().to_csv(out / "faithfulness.csv", index=False)
-    lines = []
-    for row in found.rows:
-        lines.append({"method": row.method, "direction": row.direction, "KL": row.kl, "recovered": row.recovered})
-    table = pd.DataFrame(lines).pivot(index="method", columns="direction", values=["KL", "recovered"])
-    print(table.to_string(), *found.notices, sep="\n", flush=True)
-    told(f"faithfulness on 100 rows: {time.perf_counter() - started:.0f} s")
-
-
-def answers(subject: Subject, test: Path, vectors: Mapping[str, Any], chosen: int, n: int, out: Path) -> None:
-    """What the model says first: to harmless prompts steered to refuse, to harmful ones steered to comply."""
-    openings, rows = openings_of(test), pd.read_parquet(test).head(n)
-    asked = {"elicit": rows.negative_input.tolist(), "suppress": rows.positive_input.tolist()}
-    tried: list[tuple[str, str, Any, float]] = [("no edit", way, None, 1.0) for way in WAYS]
-    tried += [("prompted", way, None, 1.0) for way in WAYS]
-    for name in (f"{method}_{chosen}" for method in TRAINED):
-        scale = 4.0 if name.startswith("reps") else 1.0
-        tried += [(name, way, vectors[name], sign * s * scale) for way, sign in zip(WAYS, (1, -1), strict=True)
-                  for s in STRENGTHS]  # fmt: skip
-    tried.append((f"loreft_{chosen}", "elicit", vectors[f"loreft_{chosen}"], 1.0))
-    lines = []
-    for name, way, vector, strength in tried:
-        prompts: Any = asked[way]
-        if name == "prompted":
-            prompts = [{"prompt": text} for text in baselines.prompted(subject, test, way)[:n]]
-        found = refusal_measure(subject, prompts, openings, vector=vector, strength=strength, max_new_tokens=NEW_TOKENS)
-        found.frame.to_csv(out / f"answers_{name.replace(' ', '_')}_{way}_{strength:g}.csv", index=False)
-        estimates = found.estimates
-        lines.append(
-            {"method": name, "direction": way, "strength": strength, **{k: str(v) for k, v in estimates.items()}}
-        )
-        told(f"{name} {way} {strength:g}: {found.summary()}")
-    pd.DataFrame(lines).to_csv(out / "answers.csv", index=False)
-
-
-def harm(subject: Subject, data: Path, test: Path, vectors: Mapping[str, Any], chosen: int, n: int, out: Path) -> None:
-    """Unrelated text and benign prompts, at the strengths of the method table."""
-    texts = pd.read_json(data / "corpora" / "wikitext_1000.json")[0].tolist()[:n]
-    safe = pd.read_csv(data / "xstest" / "prompts.csv").query("label == 'safe'").prompt.tolist()[:n]
-    lines = []
-    for name in (f"{method}_{chosen}" for method in TRAINED):
-        one = candidates(vectors)[name]
-        for way in WAYS:
-            strength = one.strength(way)
-            assert strength is not None
-            found = side_effects(
-                subject, one.vector, strength, texts=texts, benign=safe, openings=openings_of(test),
-                max_new_tokens=NEW_TOKENS,
-            )  # fmt: skip
-            values = {key: str(value) for key, value in found.estimates.items() if value.value is not None}
-            lines.append({"method": name, "strength": strength, **values})
-            told(f"{name} at {strength:g}: {found.summary()}")
-    pd.DataFrame(lines).to_csv(out / "side_effects.csv", index=False)
 
 
 def told(text: str) -> None:

@@ -149,6 +149,15 @@ def test_suppression_rates_the_absence_and_has_a_grid_of_its_own(subject):
     assert (found.selected("letter a", "elicit"), found.selected(direction="suppress")) == (1.0, -1.0)
 
 
+def test_rating_is_told_answer_by_answer(subject):
+    told = []
+    sweep(
+        subject, PROMPTS, clamp(), [1, 2], letters_a, temperature=0, progress=lambda *step: told.append(step), **FAST
+    )  # fmt: skip
+    n = 2 * len(PROMPTS)
+    assert [step for step in told if step[0] == "rating"] == [("rating", done + 1, n) for done in range(n)]
+
+
 def test_the_scorer_gets_prompt_output_and_concept(subject):
     seen = []
     rows = [{"text": text, "concept": f"concept {i % 2}"} for i, text in enumerate(PROMPTS[:4])]

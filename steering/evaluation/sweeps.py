@@ -131,7 +131,12 @@ def sweep(
         batch_size=batch_size,
         progress=progress,
     )
-    outputs = pd.DataFrame([_rated(*one, answer, scorer) for one, answer in zip(asked, made, strict=True)])
+    rated = []
+    for one, answer in zip(asked, made, strict=True):
+        rated.append(_rated(*one, answer, scorer))
+        if progress is not None:
+            progress("rating", len(rated), len(asked))  # minutes, where a model rates
+    outputs = pd.DataFrame(rated)
     try:
         selection = select_strength(outputs, split=split, seed=seed, draws=draws)
     except ValueError as error:
