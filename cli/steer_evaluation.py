@@ -37,6 +37,20 @@ Rows = Annotated[
         help="Of the vector's own training file: auto (held out, if any), held_out or all.", rich_help_panel=ROWS
     ),
 ]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        help="auto, chat, none or a Jinja file, in every part; default: as the vector was made with.",
+        rich_help_panel=ROWS,
+    ),
+]
+Eos = Annotated[
+    str | None,
+    typer.Option(
+        help="End of sequence after responses: auto, append or none; default: as the vector was made with.",
+        rich_help_panel=ROWS,
+    ),
+]
 Scorer = Annotated[
     str,
     typer.Option(
@@ -70,6 +84,8 @@ def evaluate(
     training: Training = None,
     concept: Concept = None,
     rows: Rows = "auto",
+    template: Template = None,
+    eos: Eos = None,
     compare: Annotated[
         list[str] | None, typer.Option(help="NAME=VECTOR: another vector; repeatable.", rich_help_panel=BESIDE)
     ] = None,
@@ -208,6 +224,8 @@ def evaluate(
             flips=flips,
             max_new_tokens=max_new_tokens,
             rows=rows,
+            template=template,
+            eos=eos,
             concept=concept,
             only=only,
             allow_small=allow_small,
@@ -249,6 +267,8 @@ def sweep(
     concept: Concept = None,
     direction: Annotated[str, typer.Option(help="both, elicit or suppress.", rich_help_panel=ROWS)] = "both",
     rows: Rows = "auto",
+    template: Template = None,
+    eos: Eos = None,
     scorer: Scorer = "offline",
     split: Split = 0.5,
     temperature: Temperature = 1.0,
@@ -303,6 +323,8 @@ def sweep(
             temperature=temperature,
             max_new_tokens=max_new_tokens,
             rows=rows,
+            template=template,
+            eos=eos,
             allow_other_weights=allow_other_weights,
             batch_size=batch_size,
             draws=resamples,

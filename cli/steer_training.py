@@ -39,8 +39,8 @@ def train(
     layers: Annotated[
         str | None,
         typer.Option(
-            help="Train behind each of these blocks (4,8,12, or all) and keep the one with the smallest worst KL on "
-            "held-out rows; cdas only.",
+            help="Train behind each of these blocks (4,8,12, or scan: all of them) and keep the one with the smallest "
+            "worst KL on held-out rows; cdas only.",
             rich_help_panel=WHERE,
         ),
     ] = None,
@@ -157,9 +157,7 @@ def train(
     ] = None,
     norm: Annotated[
         str | None,
-        typer.Option(
-            help="Length of what is added: difference, largest, gap (f+ - f-), unit.", rich_help_panel=OTHERS
-        ),
+        typer.Option(help="Length of what is added: difference, largest, gap (f+ - f-), unit.", rich_help_panel=OTHERS),
     ] = None,
     pca: Annotated[
         str | None, typer.Option(help="pca: pca_diff (default), pca_center or pca_positive.", rich_help_panel=OTHERS)
@@ -247,11 +245,11 @@ def _layers(text: str) -> list[int] | None:
     """Blocks by number; None: all. InputError for another form."""
     from ..errors import InputError
 
-    if text == "all":
+    if text in ("all", "scan"):
         return None
     parts = text.split(",")
     if not all(part.strip().isdecimal() for part in parts):
-        raise InputError(f"--layers {text}: expected numbers of blocks such as 4,8,12, or all")
+        raise InputError(f"--layers {text}: expected numbers of blocks such as 4,8,12, or all (the same: scan)")
     return [int(part) for part in parts]
 
 

@@ -30,15 +30,15 @@ class FitRows(Protocol):
     def weights(self, rows: Tensor, reduction: str) -> Tensor: ...  # [n], sum 1: what each token counts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class FitResult:
-    """The subspace after the last step, and what happened on the way; tuples hold an entry a step.
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class FitResult(Subspace):
+    """The subspace after the last step, with what happened on the way; tuples hold an entry a step.
 
     losses: of the minibatch before its step, nats a token. gradient_norms: before the clip. at_ceiling: share of the
     minibatch's tokens with a JSD above 0.69, where it has no gradient left [reconstructed]; None for other losses.
     """
 
-    subspace: Subspace
+    basis: Float[Tensor, "k d"]  # S: orthonormal rows, float32
     loss: str
     losses: tuple[float, ...]
     gradient_norms: tuple[float, ...]
@@ -47,14 +47,9 @@ class FitResult:
     n_tokens: int  # response tokens trained on, a token as often as it was drawn
 
     @property
-    def basis(self) -> Float[Tensor, "k d"]:
-        """S: orthonormal rows, float32."""
-        return self.subspace.basis
-
-    @property
-    def rank(self) -> int:
-        """k"""
-        return self.subspace.rank
+    def subspace(self) -> Subspace:
+        """The subspace alone."""
+        return Subspace.orthonormal(self.basis)
 
     @property
     def share_at_ceiling(self) -> float | None:
@@ -70,10 +65,6 @@ class FitResult:
             f"{share:.0%} of the response tokens had a JSD above 0.69, where it gives no gradient: the two runs share "
             "almost no next token. Try loss='kl_source'",
         )
-
-    def project(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch k"]:
-        """Coordinates h S^T of the subspace, float32 or wider."""
-        return self.subspace.project(h)
 
 
 def fit_interchange(
@@ -184,7 +175,7 @@ def fit_rows(
         progress=progress,
     )
     return FitResult(
-        subspace=_frozen(weight.cpu()),
+        basis=_frozen(weight.cpu()).basis,
         loss=loss,
         losses=found.losses,
         gradient_norms=found.gradient_norms,

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import alignscope
 from alignscope import InputError, SteeringVector
-from alignscope.cli import main
+from alignscope.cli import main, steer_training
 from alignscope.cli.main import app
 from alignscope.organisms import open_preference_organism
 from alignscope.steering import Add, Positions, Site
@@ -210,6 +210,10 @@ class TestTrain:
         assert set(table) == {1, 3}
         assert table[found.site.layer]["chosen"]
         assert "worst KL" in done.stdout
+
+    @pytest.mark.parametrize("text", ["all", "scan"])
+    def test_all_blocks_have_two_names(self, text):
+        assert steer_training._layers(text) is None
 
 
 class TestMethods:

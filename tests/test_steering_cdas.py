@@ -7,6 +7,7 @@ import torch
 from scipy.special import rel_entr
 from steering_worlds import PREDICTING, SOURCE, Pairs, make_pairs, make_world
 
+from alignscope.steering import Clamp, Subspace
 from alignscope.steering.cdas import FitResult, fit_interchange
 
 WORLD = make_world()
@@ -35,6 +36,15 @@ def case(mu: float, sigma: float, *, loss: str = "jsd", seed: int = 0, unrelated
         tokens=tokens if loss == "ce" else None,
     )  # fmt: skip
     return Case(train, test, fit)
+
+
+def test_what_is_fitted_is_a_subspace_that_edits_take():
+    train = make_pairs(WORLD, 4, mu=2.0, sigma=1.0, seed=1)
+    fit = fit_interchange(**train.rows, readout=WORLD.readout, steps=1, batch_size=2)
+    assert isinstance(fit, Subspace)
+    h = torch.randn(2, 3, fit.width)
+    assert torch.equal(Clamp(fit, 1.0)(h), Clamp(fit.subspace, 1.0)(h))
+    assert fit.cosine(fit.subspace) == pytest.approx(1)
 
 
 def cosine(w: torch.Tensor) -> float:

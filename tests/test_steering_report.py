@@ -10,16 +10,18 @@ from scipy.special import log_softmax
 from tiny_steering import WORDS, fixed_subject
 
 import alignscope
-from alignscope import Report, SteeringVector
+from alignscope import InputError, Report, SteeringVector
 from alignscope.organisms.concept import build_concept_organism
-from alignscope.steering import baselines, evaluate_steering, faithfulness, reading, sweep, train_cdas
+from alignscope.steering import SteeringSet, baselines, evaluate_steering, faithfulness, reading, sweep, train_cdas
 from alignscope.steering.evaluation import named_baselines
 from alignscope.steering.evaluation.evaluated_rows import evaluated_rows
+from alignscope.steering.evaluation.evaluating import require_vector
 from alignscope.steering.evaluation.flips import FlipCase, OpeningRule
 from alignscope.steering.evaluation.named_baselines import fit_baselines
 from alignscope.steering.evaluation.report_names import NAMES, TABLES
 from alignscope.steering.evaluation.report_section import LACKING
 from alignscope.steering.evaluation.steering_run import RED_TEAM
+from alignscope.steering.evaluation.sweep_part import function_name
 from alignscope.steering.quadruples import read_quadruples
 
 GRID = [-2, -1, 0, 1, 2]
@@ -155,6 +157,60 @@ def test_side_effects_are_at_the_selected_strength(report):
     table = report.to_frame("steering.side_effects")
     for way, some in table.groupby("direction"):
         assert {*some.strength} == {report.estimate(f"steering.selected_{way}").value}
+
+
+def test_where_no_edit_was_selected_side_effects_are_of_full_strength(subject, vector, rows, inputs):
+    found = evaluate_steering(
+        subject, vector, rows, only="sweep,side_effects",
+        **{**inputs, "scorer": lambda prompt, output, concept: (0, 2, 2), "baselines": (), "resamples": 20},
+    )  # fmt: skip
+    section = found.section("steering")
+    assert section.settings["side_effects"]["strength"] == {"elicit": 1.0, "suppress": -1.0}
+    assert any("the sweep chose 0 to elicit" in told for told in section.warnings)
+    assert found.estimate("steering.unrelated_kl_elicit").low > 0
+
+
+def test_every_part_reads_text_as_the_vector_does_or_as_is_asked(subject, vector, rows, inputs):
+    quick = {**inputs, "baselines": (), "resamples": 20, "max_new_tokens": 2, "only": "sweep,faithfulness"}
+    own = evaluate_steering(subject, vector, rows[:24], **quick).section("steering").settings
+    assert own["sweep"]["template"] == own["faithfulness"]["template"] == vector.metadata["settings"]["template"]
+    with pytest.raises(InputError, match="chat template"):
+        evaluate_steering(subject, vector, rows[:24], template="chat", **quick)
+
+
+def test_strengths_of_the_other_side_alone_are_told(subject, vector, rows, inputs):
+    quick = {**inputs, "baselines": (), "resamples": 20, "max_new_tokens": 2, "only": "sweep", "strengths": [0, 1, 2]}
+    found = evaluate_steering(subject, vector, rows[:24], **quick).section("steering")
+    assert any("to suppress takes strengths below 0" in told for told in found.warnings)
+    assert found.estimates["unit_score_suppress"].value is None
+
+
+def test_two_functions_of_one_name_are_two_runs(subject, vector, rows, inputs, tmp_path):
+    quick = {**inputs, "baselines": (), "resamples": 20, "max_new_tokens": 2, "only": "sweep", "out": tmp_path}
+    scorers = [lambda prompt, output, concept: (2, 2, 2), lambda prompt, output, concept: (1, 2, 2)]
+    evaluate_steering(subject, vector, rows[:24], **{**quick, "scorer": scorers[0]})
+    with pytest.raises(InputError, match="scorer"):
+        evaluate_steering(subject, vector, rows[:24], **{**quick, "scorer": scorers[1]})
+
+
+def test_a_function_has_the_same_name_in_every_process():
+    made = [eval("lambda text: text in {'a', 'b'} and (lambda: text)()") for _ in range(2)]
+    assert function_name(made[0]) == function_name(made[1])
+    assert function_name(made[0]) != function_name(lambda text: text)
+
+
+def test_a_set_is_refused_with_what_takes_it(vector):
+    with pytest.raises(InputError, match="the report is of one vector"):
+        require_vector(SteeringSet([vector]))
+
+
+def test_strengths_that_a_vector_does_not_know_are_refused_before_anything_is_made(
+    subject, organism, rows, inputs, tmp_path
+):
+    ablation = baselines.ablation(subject, organism.quadruples, layer=1)
+    with pytest.raises(InputError, match=r"on \(strength 1\) or off \(0\), got -1"):
+        evaluate_steering(subject, ablation, rows, **{**inputs, "out": tmp_path / "run", "strengths": [-1, 0, 1]})
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_row_that_shares_an_input_with_one_that_chose_is_not_tested(subject, vector, rows, inputs):

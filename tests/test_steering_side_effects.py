@@ -65,13 +65,13 @@ def rows_of(subject, texts=TEXTS) -> list[TokenSequence]:
     return [TokenSequence(tuple(subject.tokenizer(text)["input_ids"]), 1) for text in texts]
 
 
-def naive(subject, vector, strength, row) -> np.ndarray:
-    """KL(base || edited), both NLLs; a row alone, float64 loops."""
+def naive(subject, vector, strength, row, prompt=None) -> np.ndarray:
+    """KL(base || edited), both NLLs; a row alone, float64 loops. prompt: its length, else all or, of generation, 1."""
     ids = torch.tensor([row.ids])
     generation = vector.positions.where == "generation"
     sides = []
     for s in (0.0, strength):
-        begins = torch.tensor([1 if generation else len(row.ids)])
+        begins = torch.tensor([prompt or (1 if generation else len(row.ids))])
         with torch.no_grad(), announced_prompts(begins), vector.applied(subject, s):
             logits = subject.logits(ids, torch.ones_like(ids))[0].double().numpy()
         sides.append(log_softmax(logits[:, : len(PIECES)], axis=-1))
@@ -102,6 +102,16 @@ def test_kl_and_losses_are_those_of_a_naive_loop(subject, vector):
         expected = naive(subject, vector, 1.5, row)
         assert expected[:, 0].max() > 1e-3
         assert np.abs(found - expected).max() < 2e-5
+
+
+def test_an_edit_of_the_end_of_a_prompt_is_read_on_the_second_half_of_a_text(subject):
+    vector = clamp(positions=Positions(last=1))
+    rows = rows_of(subject)[:5]
+    for found, row in zip(token_shifts(subject, vector, 1.5, rows), rows, strict=True):
+        half = len(row.ids) // 2
+        expected = naive(subject, vector, 1.5, row, prompt=half)[half - 1 :]
+        assert np.abs(found - expected).max() < 2e-5
+    assert side_effects(subject, vector, 1, texts=TEXTS).estimates["kl"].low > 0
 
 
 def test_strength_zero_moves_nothing_to_the_bit(subject):

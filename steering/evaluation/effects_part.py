@@ -1,6 +1,6 @@
 """Side effects and detection as parts of a report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -29,20 +29,24 @@ def effects_part(
     choices: Source | None,
     openings: Openings | None,
     max_new_tokens: int,
+    template: str | None,
     batch_size: int,
     seed: int,
+    warnings: Sequence[str],
     progress: Progress | None,
 ) -> Part:
     """Before and after at the strength of each direction; None: the vector has none there."""
     wanted = {way: strength for way, strength in strengths.items() if strength is not None}
     found = side_effects_at(
         subject, vector, [*wanted.values()], texts=texts, benign=benign, choices=choices, openings=openings,
-        max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed, progress=progress,
+        max_new_tokens=max_new_tokens, template=template, batch_size=batch_size, seed=seed, progress=progress,
     )  # fmt: skip
-    return joined_effects(dict(zip(wanted, found, strict=True)), strengths)
+    return joined_effects(dict(zip(wanted, found, strict=True)), strengths, warnings)
 
 
-def joined_effects(found: Mapping[str, SideEffects], strengths: Mapping[str, float | None]) -> Part:
+def joined_effects(
+    found: Mapping[str, SideEffects], strengths: Mapping[str, float | None], warnings: Sequence[str] = ()
+) -> Part:
     """Both directions under the names of the section; a direction that was not measured is null, with the reason."""
     estimates: dict[str, Estimate] = {}
     findings, told, tables = [], [], []
@@ -68,6 +72,7 @@ def joined_effects(found: Mapping[str, SideEffects], strengths: Mapping[str, flo
         estimates=estimates,
         tables=frames,
         findings=findings,
+        warnings=list(warnings),
         settings=dict(any_one.settings) | {"strength": dict(strengths)},
         counts=dict(any_one.counts),
         told=" ".join(told),
@@ -80,10 +85,17 @@ def _absent(found: Mapping[str, SideEffects], name: str, way: str) -> Estimate:
 
 
 def detection_part(
-    subject: Subject, vector: SteeringVector, positive: Source, negative: Source, hard: Source | None, seed: int
+    subject: Subject,
+    vector: SteeringVector,
+    positive: Source,
+    negative: Source,
+    hard: Source | None,
+    *,
+    template: str | None,
+    seed: int,
 ) -> Part:
     """How well the direction tells texts apart."""
-    found = detection(subject, vector, positive, negative, hard=hard, seed=seed)
+    found = detection(subject, vector, positive, negative, hard=hard, template=template, seed=seed)
     return Part(
         estimates={OF_DETECTION[name]: estimate for name, estimate in found.estimates.items()},
         tables={"detection": found.frame},

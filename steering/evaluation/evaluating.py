@@ -13,7 +13,9 @@ from ...errors import InputError
 from ...probes.inputs import Source
 from ...probes.shards import Progress
 from ...probes.subject import Subject
+from ..affine import AffineSteering
 from ..quadruples import QuadrupleFile, read_quadruples
+from ..sets import SteeringSet
 from ..vector import SteeringVector
 from .both_ways import RULES
 from .candidates import WAYS, Candidate
@@ -30,7 +32,17 @@ from .report_names import PARTS
 from .report_parts import Part
 from .report_section import LACKING, QUESTION
 from .steering_run import GivenVector, Make, Named, data_facts, is_of_refusal, steering_report, vector_warnings
-from .sweep_part import SweepRequest, choosing_ids, scorer_name, selected_strengths, swept, tested_file, tested_prompts
+from .sweep_part import (
+    SweepRequest,
+    choosing_ids,
+    function_name,
+    require_grid,
+    scorer_name,
+    selected_strengths,
+    swept,
+    tested_file,
+    tested_prompts,
+)
 from .sweeps import Strengths
 
 OPENING = "opening"
@@ -60,6 +72,8 @@ def evaluate_steering(
     flips: str | FlipRule = "same_answer",
     max_new_tokens: int = 32,
     rows: str = "auto",
+    template: str | None = None,
+    eos: str | None = None,
     concept: str | None = None,
     only: Sequence[str] | str | None = None,
     allow_small: bool = False,
@@ -82,12 +96,14 @@ def evaluate_steering(
         and side effects then take it, the first two on the other half. scorer: a function, or offline, keyword:REGEX,
         reward:FOLDER. Without strengths: 1 to elicit, -1 to suppress.
     flips: same_answer, begins_with_target, opening (begins as the answers y_c of the rows do; ours) or a function.
+    template, eos: how text becomes ids, in every part; None: as the vector was made with.
     concept: text for rows that name none. only: some of sweep, faithfulness, both_ways, side_effects, detection.
     out: run directory: finished parts, fitted baselines and answers are kept there, and the same call continues.
     What was not given is left out, and the section's warnings say what to give.
     Raises InputError for inputs, names or strengths that cannot be used, and where `out` holds another run.
     """
     require_baselines(baselines, baseline_epochs)
+    require_vector(vector)
     given = GivenVector.of(vector, allow_other_weights=allow_other_weights)
     given.vector.applied(subject, 0)  # refused here if it does not belong on the model
     others = {
@@ -107,7 +123,9 @@ def evaluate_steering(
     wanted = planned(only, inputs, sweeps=strengths is not None)
     if "sweep" in wanted and isinstance(scorer, str):
         require_scorer(scorer, fitted=True)
-    data = evaluated_rows(subject, file, given.vector, rows=rows)
+    if strengths is not None:
+        require_grid(given.vector, strengths)
+    data = evaluated_rows(subject, file, given.vector, rows=rows, template=template, eos=eos)
     rule = _rule(flips, file)
     refusals = None if openings is None else read_quadruples(openings)
     if refusals is None and is_of_refusal(file, OPENINGS.refusing):
@@ -122,6 +140,7 @@ def evaluate_steering(
             prompts=tested_prompts(data, concept, "both"), strengths=strengths, scorer=scorer,
             quadruples=tested_file(data) if fitted_on is None else fitted_on, split=split, temperature=temperature,
             max_new_tokens=max_new_tokens, batch_size=batch_size, draws=resamples, seed=seed,
+            template=data.text["template"],
         )  # fmt: skip
         if fitted_on is None and isinstance(scorer, str):
             warnings.append("the scorer was fitted on the rows that are swept: give others (training=, --training)")
@@ -138,13 +157,15 @@ def evaluate_steering(
             batch_size=batch_size, resamples=resamples, seed=seed, progress=told,
         ),
         "side_effects": lambda parts, told, keep: effects_part(
-            subject, given.vector, _strengths(given.vector, parts.get("sweep")), texts=_there(inputs["texts"]),
+            subject, given.vector, tried_strengths(given.vector, parts.get("sweep")), texts=_there(inputs["texts"]),
             benign=inputs["benign"], choices=inputs["choices"],
             openings=None if refusals is None else openings_of(refusals),
-            max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed, progress=told,
+            max_new_tokens=max_new_tokens, template=data.text["template"], batch_size=batch_size, seed=seed,
+            warnings=_not_selected(parts.get("sweep")), progress=told,
         ),
         "detection": lambda parts, told, keep: detection_part(
-            subject, given.vector, _there(inputs["positive"]), _there(inputs["negative"]), inputs["hard"], seed
+            subject, given.vector, _there(inputs["positive"]), _there(inputs["negative"]), inputs["hard"],
+            template=data.text["template"], seed=seed,
         ),
     }  # fmt: skip
     facts = {"quadruples": data_facts(data.file, "quadruples")}
@@ -161,9 +182,11 @@ def evaluate_steering(
         "scorer": scorer_name(scorer) if "sweep" in wanted else None,
         "split": split,
         "temperature": float(temperature),
-        "flips": flips if isinstance(flips, str) else getattr(flips, "__name__", type(flips).__name__),
+        "flips": flips if isinstance(flips, str) else function_name(flips),
         "max_new_tokens": max_new_tokens,
         "rows": rows,
+        "template": template,
+        "eos": eos,
         "concept": concept,
         "allow_small": allow_small,
         "resamples": resamples,
@@ -232,10 +255,29 @@ def _rule(flips: str | FlipRule, file: QuadrupleFile) -> str | FlipRule:
     return flips
 
 
-def _strengths(vector: SteeringVector, part: Part | None) -> dict[str, float | None]:
-    """What each direction is tried at: the strength selected, else 1 and -1."""
+def tried_strengths(vector: SteeringVector, part: Part | None) -> dict[str, float | None]:
+    """What each direction is tried at: the strength selected, else 1 and -1; these too where 0, no edit, was selected,
+    as the unsteered model has no side effects.
+    """
     own, selected = Candidate.of(vector), selected_strengths(part)
-    return {way: selected.get(way, own.strength(way)) for way in WAYS}
+    return {way: selected.get(way) or own.strength(way) for way in WAYS}
+
+
+def _not_selected(part: Part | None) -> list[str]:
+    return [
+        f"the sweep chose 0 to {way}, no edit: side effects are of full strength"
+        for way, strength in selected_strengths(part).items()
+        if strength == 0
+    ]
+
+
+def require_vector(vector: object) -> None:
+    """InputError for a set and for affine edits, of which this report is not made."""
+    if isinstance(vector, SteeringSet | AffineSteering):
+        raise InputError(
+            f"{vector!r}: the report is of one vector; evaluate each alone, or take `faithfulness`, `sweep` and "
+            "`side_effects`, which know sets and affine edits"
+        )
 
 
 def _there(value: Any) -> Any:

@@ -62,7 +62,7 @@ def faithfulness_part(
         raise InputError(f"compare: '{shared[0]}' is the name of a baseline; give the vector another name")
     found = faithfulness(
         subject, source, vector, compare={**compare, **fitted}, training=training, rows=how, allow_small=allow_small,
-        resamples=resamples, seed=seed, progress=progress,
+        resamples=resamples, seed=seed, progress=progress, **rows.text,
     )  # fmt: skip
     if PROMPT in names:
         found = with_prompt(subject, found, rows)

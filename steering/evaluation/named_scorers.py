@@ -40,6 +40,7 @@ def named_scorer(
     max_new_tokens: int,
     temperature: float | int,
     seed: int = 0,
+    template: str | None = None,
     device: str = "auto",
 ) -> Scorer:
     """offline: OfflineScorer fitted on the quadruples; keyword: the concept by the expression, the rest offline;
@@ -47,7 +48,9 @@ def named_scorer(
     offline. Raises InputError as they do.
     """
     require_scorer(name, fitted=True)
-    offline = OfflineScorer.fit(subject, quadruples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    offline = OfflineScorer.fit(
+        subject, quadruples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, template=template
+    )
     kind, _, rest = name.partition(":")
     if kind == "offline":
         return offline
@@ -56,7 +59,7 @@ def named_scorer(
     reward = load_reward(rest, device=device)
     references: dict[str, list[str]] = {}
     asked = [{"prompt": prompt.text} for prompt in prompts]
-    encoder = quadruple_encoder(subject, None, "none", "prompts")
+    encoder = quadruple_encoder(subject, template, "none", "prompts")
     given = encoded(read_asked(asked), encoder, max_new_tokens).prompts
     for draw in range(REFERENCES):
         made = generate_steered(

@@ -55,7 +55,7 @@ def fit_options(
     """What a baseline is fitted with to stand where the vector does: options of preparing.prepare, and notices."""
     first = first_vector(vector)
     made: Mapping[str, Any] = settings_of(first)
-    site = getattr(first, "site", None)
+    site = getattr(first, "site", None) or next(iter(getattr(first, "sites", ())), None)
     if layer is not None:
         site = Site(layer)
     if site is None:

@@ -171,7 +171,7 @@ def first_tokens(encoder: Encoder, openings: Openings) -> tuple[tuple[int, ...],
     if not refusing or not compliant:
         raise InputError(
             f"no first token tells {len(openings.refusing)} refusing from {len(openings.compliant)} compliant "
-            f"openings ({len(shared)} are of both); give others"
+            f"openings ({len(shared)} are of both): give others (openings=, --openings), as quadruples of refusal"
         )
     return refusing, compliant, shared
 

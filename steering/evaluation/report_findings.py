@@ -18,11 +18,12 @@ def steering_findings(estimates: Mapping[str, Estimate]) -> list[Finding]:
     a direction that works: than itself at the strength of the other direction; over_diffmean: than the difference of
     means; over_prompt below 0: prompting is stronger; a direction that works (recovered and over_random above 0) beside
     one that does not, asymmetry clear of 0: one way; perplexity ratio above 1.1 [reconstructed]: breaks unrelated text;
-    detection_auroc reaching 0.5 or below: does not tell texts apart.
+    detection_auroc reaching 0.5 or below: does not tell texts apart; 0 selected where most answers flip at strength 1:
+    the scorer does not rate what the vector does.
     """
     found: list[Finding] = []
     for way in WAYS:
-        found += [*_of_shares(estimates, way), *_broken(estimates, way)]
+        found += [*_of_shares(estimates, way), *_unrated(estimates, way), *_broken(estimates, way)]
     return [*found, *_one_way(estimates), *_blind(estimates)]
 
 
@@ -86,6 +87,18 @@ def _of_shares(estimates: Mapping[str, Estimate], way: str) -> Iterator[Finding]
             f"{in_points(prompt)}.",
             [*names, f"over_prompt_{way}"],
             "Where the prompt is yours to write, ask; a vector is for where it is not.",
+        )
+
+
+def _unrated(estimates: Mapping[str, Estimate], way: str) -> Iterator[Finding]:
+    selected, flips = estimates.get(f"selected_{way}"), estimates.get(f"flips_{way}")
+    if selected is not None and selected.value == 0 and flips is not None and _above(flips, 0.5):
+        yield _finding(
+            "notice",
+            f"To {way} the sweep chose 0, no edit, although {in_share(flips)} of the answers flip at full strength: "
+            "the scorer does not rate what the vector does.",
+            [f"selected_{way}", f"flips_{way}"],
+            "Read table answers, and give a scorer that knows the concept (--scorer).",
         )
 
 

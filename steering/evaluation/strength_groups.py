@@ -52,7 +52,8 @@ class StrengthGroup:
     @property
     def unit(self) -> float | None:
         """The strength that counts as 1: -1 to suppress, else +1 (an ablation knows no other); None: not in the grid"""
-        wanted = (-1.0, 1.0) if self.direction == "suppress" else (1.0,)
+        lone = {*self.strengths} <= {0.0, 1.0}
+        wanted = (1.0,) if self.direction != "suppress" or lone else (-1.0,)
         return next((s for s in wanted if s in self.strengths), None)
 
     def by_cluster(self, n_clusters: int) -> list[tuple[Float[np.ndarray, "C S"], Float[np.ndarray, "C S"]]]:

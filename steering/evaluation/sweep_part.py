@@ -1,8 +1,11 @@
 """The sweep as a part of a report: the strength that half of the prompts chose, and what it is worth on the others."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import CodeType
+from typing import Any
 
 import pandas as pd
 
@@ -12,9 +15,10 @@ from ...probes.inputs import Source
 from ...probes.shards import Progress
 from ...probes.subject import Subject
 from ..quadruples import QuadrupleFile
+from ..vector import SteeringVector
 from .applying import Steering
 from .asked import AskedFile, read_asked
-from .candidates import WAYS
+from .candidates import ELICIT, SUPPRESS, WAYS
 from .evaluated_rows import EvaluatedRows
 from .named_scorers import named_scorer
 from .ratings import Scorer
@@ -39,6 +43,14 @@ class SweepRequest:
     batch_size: int = 16
     draws: int = 2000
     seed: int = 0
+    template: str | None = None  # as the vector reads text
+
+
+def require_grid(vector: SteeringVector, strengths: Strengths) -> None:
+    """InputError for a strength that the vector does not know, before anything is made."""
+    grids = strengths.values() if isinstance(strengths, Mapping) else [strengths]
+    for strength in {float(s) for grid in grids for s in grid}:
+        vector.edit_for(strength)
 
 
 def asked_prompts(source: Source | QuadrupleFile, *, concept: str | None = None, direction: str = "both") -> AskedFile:
@@ -66,10 +78,31 @@ def tested_prompts(data: EvaluatedRows, concept: str | None, direction: str) -> 
 
 
 def scorer_name(scorer: str | Scorer) -> str:
-    """What a run is known by."""
-    if isinstance(scorer, str):
-        return scorer
-    return str(getattr(scorer, "name", getattr(scorer, "__name__", type(scorer).__name__)))
+    """What a run is known by: the name; of a function without one also a hash of its code."""
+    return scorer if isinstance(scorer, str) else function_name(scorer)
+
+
+def function_name(function: Any) -> str:
+    """Its `name`, or its own name and a hash of its code, as two functions may have one name."""
+    if isinstance(name := getattr(function, "name", None), str):
+        return name
+    called = getattr(function, "__name__", type(function).__name__)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return str(called)
+    held = [cell.cell_contents for cell in function.__closure__ or ()]
+    return f"{called} {hashlib.sha256(repr((_plain(code), _plain(held))).encode()).hexdigest()[:12]}"
+
+
+def _plain(value: Any) -> Any:
+    """What is the same in another process: no address."""
+    if isinstance(value, CodeType):
+        return value.co_code, value.co_names, _plain(value.co_consts)
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    if isinstance(value, frozenset):
+        return sorted(map(repr, value))
+    return value if isinstance(value, str | bytes | int | float | complex | None) else type(value).__name__
 
 
 def swept(
@@ -82,7 +115,7 @@ def swept(
             raise InputError(f"scorer '{scorer}': no quadruples to fit it on")
         scorer = named_scorer(
             subject, scorer, request.quadruples, request.prompts.prompts, max_new_tokens=request.max_new_tokens,
-            temperature=request.temperature, seed=request.seed,
+            temperature=request.temperature, seed=request.seed, template=request.template,
         )  # fmt: skip
     rows = [
         {"prompt": one.text, "prompt_id": one.prompt_id, "concept": one.concept, "direction": one.direction}
@@ -101,14 +134,27 @@ def swept(
         max_new_tokens=request.max_new_tokens,
         temperature=request.temperature,
         batch_size=request.batch_size,
+        template=request.template,
         out=keep,
         draws=request.draws,
         progress=progress,
     )
-    return sweep_part(found, request.prompts)
+    return sweep_part(found, request.prompts, warnings=_wrong_sides(vector, found.settings["strengths"], ways))
 
 
-def sweep_part(found: Sweep, file: AskedFile) -> Part:
+def _wrong_sides(vector: Steering, grid: Mapping[str, Sequence[float]], ways: Collection[str]) -> list[str]:
+    """Directions swept with strengths of the other one alone. An ablation has no other."""
+    if getattr(vector, "edit", None) == "ablate":
+        return []
+    sides = {ELICIT: (1, "above"), SUPPRESS: (-1, "below")}
+    return [
+        f"to {way} takes strengths {word} 0, and the grid has none: its scores are those of the other direction"
+        for way, (sign, word) in sides.items()
+        if way in ways and not any(sign * s > 0 for s in grid[way])
+    ]
+
+
+def sweep_part(found: Sweep, file: AskedFile, *, warnings: Sequence[str] = ()) -> Part:
     """What a sweep says, under the names of the section."""
     ways = [way for way in WAYS if way in {*found.to_frame().direction}]
     names = {f"{way}_{name}": f"{name}_{way}" for way in ways for name in OF_SWEEP}
@@ -118,10 +164,18 @@ def sweep_part(found: Sweep, file: AskedFile) -> Part:
     of_list = ("prompts", "prompts_sha256")
     settings = {name: value for name, value in found.settings.items() if name not in of_list}
     answers = with_texts(found.outputs_frame(), "prompt")
+    several = [way for way in ways if (found.to_frame().direction == way).sum() > 1]
+    if several:
+        warnings = [
+            *warnings,
+            f"to {' and to '.join(several)} a strength was chosen for each concept: what is measured at a chosen "
+            "strength is measured at 1 and -1 instead",
+        ]
     return Part(
         estimates=estimates,
         tables={"sweep_curve": found.curve_frame(), "selection": found.to_frame(), "answers": answers},
         findings=rehomed(found.findings, names),
+        warnings=list(warnings),
         settings=settings | {"prompts": file.source, "prompts_sha256": file.sha256},
         counts={**found.counts, **file.reasons},
         told=found.selection.summary(),

@@ -12,13 +12,14 @@ from ...probes.shards import Progress
 from ...probes.subject import Subject
 from ..quadruples import QuadrupleFile, read_quadruples
 from ..vector import SteeringVector
+from .candidates import settings_of
 from .damage import OPENINGS
 from .evaluated_rows import evaluated_rows
 from .evaluating import as_json, settled
 from .named_scorers import require_scorer
 from .ratings import Scorer
 from .steering_run import GivenVector, Make, Named, data_facts, steering_report, vector_warnings
-from .sweep_part import SweepRequest, asked_prompts, scorer_name, swept, tested_file, tested_prompts
+from .sweep_part import SweepRequest, asked_prompts, require_grid, scorer_name, swept, tested_file, tested_prompts
 from .sweeps import Strengths
 
 QUESTION = "Which strength serves best on prompts that did not choose it, and how much would choosing on them flatter?"
@@ -39,6 +40,8 @@ def sweep_steering(
     temperature: float | int = 1.0,
     max_new_tokens: int = 128,
     rows: str = "auto",
+    template: str | None = None,
+    eos: str | None = None,
     allow_other_weights: bool = False,
     batch_size: int = 16,
     draws: int = 2000,
@@ -51,6 +54,7 @@ def sweep_steering(
 
     prompts: as of read_asked; those that do not say their direction are to elicit, unless `direction` says suppress.
     quadruples: instead, x to elicit and x_c to suppress; of the vector's own training file the rows held out.
+    template, eos: how text becomes ids; None: as the vector was made with.
     scorer: a function, or offline, keyword:REGEX, reward:FOLDER, which are fitted on `training`, else on `quadruples`.
     For the rest see `sweep` and evaluate_steering. Raises InputError as they do.
     """
@@ -58,13 +62,14 @@ def sweep_steering(
         raise InputError("what is asked? Give prompts (--prompts) or quadruples (--quadruples), one of them")
     given = GivenVector.of(vector, allow_other_weights=allow_other_weights)
     given.vector.applied(subject, 0)  # refused here if it does not belong on the model
+    require_grid(given.vector, strengths)
     fitted_on = None if training is None else read_quadruples(training, concept=concept)
     warnings: list[str] = []
     file: QuadrupleFile | None = None
     fit: QuadrupleFile | None = fitted_on
     if quadruples is not None:
         file = read_quadruples(quadruples, concept=concept)
-        data = evaluated_rows(subject, file, given.vector, rows=rows)
+        data = evaluated_rows(subject, file, given.vector, rows=rows, template=template, eos=eos)
         asked = tested_prompts(data, concept, direction)
         fit = tested_file(data) if fitted_on is None else fitted_on
         facts = data_facts(data.file, "quadruples")
@@ -81,6 +86,7 @@ def sweep_steering(
     request = SweepRequest(
         prompts=asked, strengths=strengths, scorer=scorer, quadruples=fit, split=split, temperature=temperature,
         max_new_tokens=max_new_tokens, batch_size=batch_size, draws=draws, seed=seed,
+        template=template or settings_of(given.vector).get("template"),
     )  # fmt: skip
     plan: dict[str, Make] = {
         "sweep": lambda parts, told, keep: swept(subject, given.vector, request, keep, told),
@@ -104,6 +110,8 @@ def sweep_steering(
             "temperature": float(temperature),
             "max_new_tokens": max_new_tokens,
             "rows": rows,
+            "template": template,
+            "eos": eos,
             "concept": concept,
             "direction": direction,
             "draws": draws,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -36,10 +37,15 @@ def token_shifts(
     """KL(base || edited), base NLL and edited NLL of every scored token of each text; nats, float64.
 
     Sums run over the tokens of the tokenizer, some rows of logits at a time; nothing of texts x vocabulary is held.
-    A vector that edits what is generated takes a text from its first scored token on as such; others all of it.
+    A vector that edits what is generated takes a text from its first scored token on as such. One that edits the last
+    tokens of a prompt takes the first half of a text as the prompt, and the tokens of the second half count: those that
+    the edit can reach. Others take all of it.
     """
     vocab = min(subject.vocab_size, real_vocabulary(subject.tokenizer))
-    generation = any(part.positions.where == "generation" for part in _vectors(vector))
+    at_end = any(part.positions.last is not None for part in _vectors(vector))
+    announced = at_end or any(part.positions.where == "generation" for part in _vectors(vector))
+    if at_end:
+        texts = [replace(text, start=max(text.start, len(text.ids) // 2)) for text in texts]
     applied = applying(subject, vector)
     total, done = sum(len(text.ids) for text in texts), 0
 
@@ -48,7 +54,7 @@ def token_shifts(
         base = residuals(subject, rows)
         begins = torch.tensor([int(rows.columns[rows.rows == row].min()) + 1 for row in range(len(rows.ids))])
         with applied(strength):
-            edited = _announced(generation, begins, lambda: residuals(subject, rows))
+            edited = _announced(announced, begins, lambda: residuals(subject, rows))
         found = _read(subject, base, edited, rows.targets, vocab)
         done += int(rows.mask.sum())
         if progress is not None:
@@ -71,8 +77,8 @@ def _read(
     return torch.cat(parts)
 
 
-def _announced(generation: bool, begins: Tensor, run: Callable[[], Tensor]) -> Tensor:
-    if not generation:
+def _announced(announced: bool, begins: Tensor, run: Callable[[], Tensor]) -> Tensor:
+    if not announced:
         return run()
     context: AbstractContextManager[None] = announced_prompts(begins)
     with context:
