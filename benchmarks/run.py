@@ -1,8 +1,8 @@
 """How does this version compare with bare limits and with its peers, on this machine? Writes benchmarks/RESULTS.md.
 
-The rows are those of C1-C12 that have a benchmark (kernels.py, pairs.py), I1 and I2 (information.py). Ten minutes or so
-on two cores that nothing else uses, 8 GB of memory for the padded peer; other work makes the rows it meets say
-"contended".
+The rows are those of C1-C12 that have a benchmark (kernels.py, pairs.py), I1 and I2 (information.py), S1
+(spinal_cost.py), D1 and D2 (steering_cost.py). Twenty minutes or so on two cores that nothing else uses, 8 GB of memory
+for the padded peer; other work makes the rows it meets say "contended".
 """
 
 import argparse
@@ -53,10 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(*, rounds: int, threads: int, quick: bool) -> str:
     """Run every benchmark, show a line for each row as it comes, print and return the whole page."""
     load = os.getloadavg()[0]
-    from . import information, kernels, pairs  # here, not above: --help does not wait for torch
+    # here, not above: --help does not wait for torch
+    from . import information, kernels, pairs, spinal_cost, steering_cost
 
     rows: list[Row] = []
-    for module in (kernels, pairs, information):
+    for module in (kernels, pairs, information, spinal_cost, steering_cost):
         for row in module.rows(rounds=rounds, threads=threads, quick=quick):
             print(f"{row.id:4} {row.ratio:8.2f}  goal {row.goal:8} {row.met:10} {row.what}", flush=True)
             rows.append(row)

@@ -1,6 +1,6 @@
 """What does a SPINAL trace of the real ladder's reference cost beside its forward passes and bare head products?
 
-python -m benchmarks.spinal_cost --data FOLDER [--prompts 64] [--rounds 3]
+python -m benchmarks.spinal_cost --data FOLDER [--prompts 64] [--rounds 5]
 
 S1: the whole trace (read-outs, spectra, gates, intervals; last-token rows of all layers, transport over 18 tokens a
 prompt, 9,216 of 512 prompts), with the compiled sums and with torch's / forward passes over the same batches without
@@ -11,7 +11,7 @@ against reference, in seconds.
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -25,7 +25,7 @@ from alignscope.probes.padding import padded
 
 from .kernels import bare_product
 from .ladder_pairs import evaluation_rows
-from .ladder_table import reference_file
+from .ladder_table import ladder_data, reference_file
 from .measuring import Call, Row, interleaved, peak_megabytes, table, time_ratio
 
 INNER = 17  # positions beside the last token
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with data/ and models/")
     parser.add_argument("--prompts", type=int, default=64, help="of the times (default 64)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -55,6 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows.append(row)
             print(f"{row.id} {row.ratio:.2f}  goal {row.goal} {row.met}  {row.what}; {row.note}", flush=True)
     print(table(rows))
+
+
+def rows(*, rounds: int = 5, threads: int = 2, quick: bool = False) -> Iterator[Row]:
+    """S1 for the table of all (S2 and S3 take minutes more); not without the ladder's reference, nor quick."""
+    data = ladder_data()
+    if quick or data is None:
+        print("S1 needs the SmolLM2 ladder (make reference, ALIGNSCOPE_DATA): not measured", flush=True)
+        return
+    torch.set_num_threads(threads)
+    yield from costs(data, 48, rounds)
 
 
 def prompt_texts(data: Path, n: int) -> list[dict[str, str]]:

@@ -1,6 +1,6 @@
 """What does a step of CDAS cost beside one that runs the whole model three times, and how much memory does it take?
 
-python -m benchmarks.steering_cost --data FOLDER [--layer 14] [--steps 3] [--rounds 3]
+python -m benchmarks.steering_cost --data FOLDER [--layer 14] [--steps 3] [--rounds 5]
 
 D1: steps as they are usually written (a whole source pass for the state, a whole one for the target, a whole base pass
 with the edit, logits everywhere, backward) / ours (source read once, base runs from the edited block on, logits where a
@@ -10,7 +10,7 @@ a process of its own.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from alignscope.steering.subspace import Subspace
 from alignscope.steering.training import shuffled_batches
 from alignscope.steering.training_rows import training_rows
 
-from .ladder_table import reference_file
+from .ladder_table import ladder_data, reference_file
 from .measuring import Call, Row, interleaved, peak_megabytes, table, time_ratio
 
 LR, SEED, QUADRUPLES = 0.04, 42, 8
@@ -43,13 +43,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with data/ and models/")
     parser.add_argument("--layer", type=int, default=14, help="block of 30 behind which is edited (default 14)")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     rows = [cost(options.data, options.layer, options.steps, options.rounds)]
     rows.append(memory(options.data, options.layer, options.threads))
     print(table(rows))
+
+
+def rows(*, rounds: int = 5, threads: int = 2, quick: bool = False) -> Iterator[Row]:
+    """D1 and D2 behind the middle block, for the table of all; not without the ladder's reference, nor quick."""
+    data = ladder_data()
+    if quick or data is None:
+        print("D1 and D2 need the SmolLM2 ladder (make reference, ALIGNSCOPE_DATA): not measured", flush=True)
+        return
+    torch.set_num_threads(threads)
+    yield cost(data, 14, 3, rounds)
+    yield memory(data, 14, threads)
 
 
 def cost(data: Path, layer: int, steps: int, rounds: int) -> Row:
