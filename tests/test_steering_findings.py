@@ -47,6 +47,7 @@ GOOD, NONE, BAD = estimate(0.8, 0.9, 0.95), estimate(-0.02, 0.01, 0.03), estimat
             "notice",
             "To elicit the sweep chose 0, no edit, although 90.0 % (80.0 to 95.0) of the answers flip",
         ),
+        ({"flips_before_suppress": GOOD}, "notice", "To suppress there is little to flip: 90.0 % (80.0 to 95.0)"),
         ({"detection_auroc": estimate(0.41, 0.53, 0.62)}, "notice", "0.5 is chance"),
         ({"detection_auroc": estimate(0.1, 0.2, 0.3)}, "notice", "below it the order is turned round"),
         (
@@ -87,6 +88,7 @@ def test_a_rule_says_its_sentence(estimates, severity, words):
         {"recovered_elicit": NONE, "over_exchanged_elicit": NONE},
         {"selected_elicit": estimate(None, 1.0, None), "flips_elicit": GOOD},
         {"selected_elicit": estimate(None, 0.0, None), "flips_elicit": estimate(0.4, 0.6, 0.8)},
+        {"flips_before_suppress": estimate(0.4, 0.6, 0.8)},
         {"detection_auroc": estimate(0.501, 0.6, 0.7)},
         {"detection_auroc": estimate(None, 0.5, None)},
         {"perplexity_ratio_elicit": estimate(BROKEN, 1.3, 1.5)},  # the bound itself is allowed

@@ -18,12 +18,12 @@ def steering_findings(estimates: Mapping[str, Estimate]) -> list[Finding]:
     a direction that works: than itself at the strength of the other direction; over_diffmean: than the difference of
     means; over_prompt below 0: prompting is stronger; a direction that works (recovered and over_random above 0) beside
     one that does not, asymmetry clear of 0: one way; perplexity ratio above 1.1 [reconstructed]: breaks unrelated text;
-    detection_auroc reaching 0.5 or below: does not tell texts apart; 0 selected where most answers flip at strength 1:
-    the scorer does not rate what the vector does.
+    detection_auroc reaching 0.5 or below: does not tell texts apart; most answers flipped before: flips say little; 0
+    selected where most answers flip at strength 1: the scorer does not rate what the vector does.
     """
     found: list[Finding] = []
     for way in WAYS:
-        found += [*_of_shares(estimates, way), *_unrated(estimates, way), *_broken(estimates, way)]
+        found += [*_of_shares(estimates, way), *_of_flips(estimates, way), *_broken(estimates, way)]
     return [*found, *_one_way(estimates), *_blind(estimates)]
 
 
@@ -90,8 +90,15 @@ def _of_shares(estimates: Mapping[str, Estimate], way: str) -> Iterator[Finding]
         )
 
 
-def _unrated(estimates: Mapping[str, Estimate], way: str) -> Iterator[Finding]:
-    selected, flips = estimates.get(f"selected_{way}"), estimates.get(f"flips_{way}")
+def _of_flips(estimates: Mapping[str, Estimate], way: str) -> Iterator[Finding]:
+    before, selected, flips = (estimates.get(f"{name}_{way}") for name in ("flips_before", "selected", "flips"))
+    if before is not None and _above(before, 0.5):
+        yield _finding(
+            "notice",
+            f"To {way} there is little to flip: {in_share(before)} of the answers count as flipped without the vector.",
+            [f"flips_before_{way}"],
+            "Read table examples: the model may not do what the vector takes away, or the rule (--flips) be too wide.",
+        )
     if selected is not None and selected.value == 0 and flips is not None and _above(flips, 0.5):
         yield _finding(
             "notice",
