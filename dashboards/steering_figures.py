@@ -25,6 +25,7 @@ NAMES = {
     "diffmean": "difference of means",
     "random": "random directions",
     "prompt": "asking (prompt)",
+    "another prompt": "another prompt of the kind",
 }
 PAIRS = {"flips": "answers that flip", "refusals": "benign prompts refused", "capability": "questions answered right"}
 

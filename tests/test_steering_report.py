@@ -104,7 +104,8 @@ def test_shares_are_those_of_faithfulness(subject, vector, rows, organism, repor
 
 def test_the_table_of_methods_has_the_kl_without_an_edit_in_every_row(report):
     table = report.to_frame("steering.methods")
-    assert {*table.method} == {"no edit", "vector", "exchanged", "lat", "diffmean", "random", "prompt"}
+    beside = {"exchanged", "lat", "diffmean", "random", "prompt", "another prompt"}
+    assert {*table.method} == {"no edit", "vector", *beside}
     for _way, some in table.groupby("direction"):
         bare = some[some.method == "no edit"].kl.item()
         assert (some.kl_none == bare).all()
@@ -123,6 +124,19 @@ def test_asking_is_the_ceiling_to_elicit_and_a_run_of_its_own_to_suppress(subjec
         )
         sums, count = sums + float((np.exp(q) * (q - p)).sum()), count + len(q)
     assert table.kl["suppress"] == pytest.approx(sums / count, rel=1e-4)
+
+
+def test_another_prompt_of_the_kind_recovers_what_prompts_of_a_kind_have_in_common(subject, rows, report):
+    table = report.to_frame("steering.methods").query("method == 'another prompt'").set_index("direction")
+    unlike = ("positive_input", "positive_output"), ("negative_input", "negative_output")
+    for way, (asked, said) in zip(("elicit", "suppress"), unlike, strict=True):
+        sums, count = 0.0, 0
+        for i, row in enumerate(rows):
+            k = next(k for k in range(1, len(rows)) if rows[(i + k) % len(rows)][asked] != row[asked])
+            other = rows[(i + k) % len(rows)]
+            q, p = (answer_log_probs(subject, text[asked], {"negative_output": row[said]}) for text in (row, other))
+            sums, count = sums + float((np.exp(q) * (q - p)).sum()), count + len(q)
+        assert table.kl[way] == pytest.approx(sums / count, rel=1e-4)
 
 
 def answer_log_probs(subject, prompt: str, row: dict) -> np.ndarray:

@@ -20,7 +20,7 @@ from .evaluated_rows import EvaluatedRows
 from .faithful_table import VECTOR, Faithfulness
 from .flips import FlipRule
 from .named_baselines import PROMPT, fit_baselines
-from .prompt_rows import BY_CONSTRUCTION, with_prompt
+from .prompt_rows import ANOTHER, BY_CONSTRUCTION, with_another, with_prompt
 from .references import DIFFMEAN, EXCHANGED, RANDOM
 from .report_parts import Part
 from .shares import POINTS, missing
@@ -64,6 +64,7 @@ def faithfulness_part(
         subject, source, vector, compare={**compare, **fitted}, training=training, rows=how, allow_small=allow_small,
         resamples=resamples, seed=seed, progress=progress, **rows.text,
     )  # fmt: skip
+    found = with_another(subject, found, rows)
     if PROMPT in names:
         found = with_prompt(subject, found, rows)
     notices = [*found.notices, *told]
@@ -79,6 +80,8 @@ def forced_part(found: Faithfulness, *, prompt: bool, warnings: Sequence[str], n
         own = found.row(VECTOR, way)
         estimates[f"recovered_{way}"] = _named(own.recovered, f"Share of the KL that the vector recovers, {way}")
         estimates[f"kl_{way}"] = _named(own.kl, f"KL with the vector, {way}")
+        another = f"Share of the KL that another prompt of the same kind recovers, {way}"
+        estimates[f"recovered_another_{way}"] = _named(found.row(ANOTHER, way).recovered, another)
         estimates[f"kl_unedited_{way}"] = _named(found.row(NO_EDIT, way).kl, f"KL without an edit, {way}")
         for other, words in OTHERS.items():
             if other != PROMPT or prompt:

@@ -23,7 +23,10 @@ BY_PART: Mapping[str, tuple[str, ...]] = {
     "faithfulness": tuple(
         f"{name}_{way}"
         for way in WAYS
-        for name in ("recovered", "kl", "kl_unedited", "over_exchanged", "over_random", "over_diffmean", "over_prompt")
+        for name in (
+            *("recovered", "recovered_another", "kl", "kl_unedited"),
+            *("over_exchanged", "over_random", "over_diffmean", "over_prompt"),
+        )
     ),
     "both_ways": (
         "asymmetry",
