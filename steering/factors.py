@@ -1,7 +1,10 @@
 """How far along its direction does a vector push? The mean coordinates of prompts with and without the concept."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -88,9 +91,19 @@ class Factors:
         return Factors(self.negative, self.positive, std, self.n, auroc)
 
 
-def finite(strength: float | int) -> float:
-    """InputError unless it is a number."""
-    value = float(strength)
-    if not abs(value) < float("inf"):
-        raise InputError(f"strength={value}: expected a finite number")
+def finite(strength: object) -> float:
+    """A number as it is, a tensor or array of one too. InputError unless it is finite; text is no number."""
+    if isinstance(strength, Tensor | np.ndarray) and strength.ndim == 0:
+        strength = strength.item()
+    if not isinstance(strength, Real) or not abs(value := float(strength)) < float("inf"):
+        raise InputError(f"strength={strength!r}: expected a finite number")
     return value
+
+
+def numbers_of(strength: object) -> float | list[float]:
+    """One strength, or those of a sequence, array or tensor [n]. InputError unless all are finite numbers."""
+    if isinstance(strength, Tensor | np.ndarray) and strength.ndim:
+        strength = strength.tolist()
+    if isinstance(strength, Sequence) and not isinstance(strength, str | bytes):
+        return [finite(value) for value in strength]
+    return finite(strength)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..probes.subject import Edit, Site, Subject
 from .edits import Ablate, Add, Clamp
-from .factors import Factors, finite
+from .factors import Factors, numbers_of
 from .model_fit import require_fit
 from .positions import Positions
 from .subspace import Subspace
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 EDITS = ("clamp", "add", "ablate")
 PathLike = str | os.PathLike[str]
-Strength = float | int | Sequence[float | int]
+Strength = float | int | Sequence[float | int] | np.ndarray | Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,14 +89,15 @@ class SteeringVector:
         scale: str = "mid",
         mode: str = "set",
     ) -> Edit:
-        """The edit of a strength; of a sequence of strengths, one a row of the batch (0: that row is left alone).
+        """The edit of a strength; of a sequence, array or tensor [n], one a row of the batch (0: left alone).
 
         batch: rows of prompts. Every strength then gets that many rows: strength by strength, so that one `generate` of
         the prompts repeated sweeps them all. neutral: a clamp to the middle between f+ and f-, whatever the strength.
         scale, mode: of a clamp; see Factors.target and Clamp.
-        Raises InputError for strengths or options that the edit does not know.
+        Raises InputError for strengths that are no finite numbers, and options that the edit does not know.
         """
-        strengths = [finite(s) for s in (strength if isinstance(strength, Sequence) else (strength,))]
+        given = numbers_of(strength)
+        strengths = given if isinstance(given, list) else [given]
         if not strengths or (batch is not None and batch < 1):
             raise InputError(f"{len(strengths)} strengths and batch={batch}: expected at least one of each")
         if self.edit != "clamp" and (neutral or scale != "mid" or mode != "set"):
@@ -131,7 +133,7 @@ class SteeringVector:
     ) -> AbstractContextManager[None]:
         """A context in which the model is steered. Strength 0 is off: no hook, logits equal to the bit.
 
-        strength: +1 clamps to f+, -1 to f-; multiplies the vector of an add. A sequence: one a row of the batch.
+        strength: +1 clamps to f+, -1 to f-; multiplies the vector of an add. A sequence, array, tensor [n]: one a row.
         neutral: clamp to the middle between f+ and f-. mode: "min" only raises a coordinate, "max" only lowers it.
         Raises InputError where the vector does not belong on this model (see `load`) or an option is unknown.
 
@@ -140,8 +142,9 @@ class SteeringVector:
         """
         allowed = allow_other_weights or self.allow_other_weights
         require_fit(self.site, self.subspace.width, self.fingerprint, subject, allow_other_weights=allowed)
-        edit = self.edit_for(strength, neutral=neutral, scale=scale, mode=mode)
-        off = not neutral and not isinstance(strength, Sequence) and strength == 0
+        given = numbers_of(strength)
+        edit = self.edit_for(given, neutral=neutral, scale=scale, mode=mode)
+        off = not neutral and given == 0  # a list never is
         return subject.editing({} if off else {self.site: edit})
 
     def swap(self) -> "SteeringVector":
