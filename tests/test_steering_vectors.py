@@ -5,6 +5,8 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import jaxtyping
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -17,10 +19,18 @@ import zoo as models
 from alignscope import InputError, SteeringVector, Subject
 from alignscope.probes.padding import padded
 from alignscope.steering import Ablate, Add, Clamp, Factors, Positions, Site, SteeringSet, Subspace
+from alignscope.steering.factors import numbers_of
 from alignscope.steering.model_fit import model_fingerprint
+from alignscope.steering.sets import LARGEST_CONDITION, condition, joint_clamp
 
 IDS, MASK = padded([[7, 30, 41, 12, 26], [33, 5, 9]], 0, left=True)
 W = torch.randn(32, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """No types are checked at calls, as for users: what a function says of a wrong type itself."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +124,25 @@ class TestEdits:
                 swept = logits(subject)
             assert torch.equal(swept[0], logits(subject)[0])
             assert not torch.equal(swept[1], logits(subject)[1])
+
+    @pytest.mark.parametrize("strengths", [np.array([1.0, -1.0]), torch.tensor([1, -1]), (np.float64(1), -1)])
+    def test_an_array_or_a_tensor_is_a_sequence(self, subject, strengths):
+        assert clamp().edit_for(strengths).target.tolist() == [[3.0], [1.0]]
+        with clamp(subject).applied(subject, [1.0, -1.0]):
+            expected = logits(subject)
+        with clamp(subject).applied(subject, strengths):
+            assert torch.equal(logits(subject), expected)
+
+    @pytest.mark.parametrize("strength", [np.float64(2), np.array(2.0), torch.tensor(2)])
+    def test_an_array_of_no_axis_is_a_number(self, strength):
+        assert numbers_of(strength) == 2.0
+        assert clamp().edit_for(strength).target.tolist() == [4.0]
+
+    @pytest.mark.parametrize("strength", ["10", b"10", None, ["1"], [None], [[1.0], [2.0]], 1j, np.ones((2, 2))])
+    def test_what_is_no_number_is_refused(self, subject, unchecked, strength):
+        for refuse in (clamp().edit_for, lambda s: clamp().applied(subject, s)):
+            with pytest.raises(InputError, match="expected a finite number"):
+                refuse(strength)
 
     def test_an_edit_of_strength_0_edits_nothing(self, subject):
         with subject.editing({Site(1): clamp().edit_for(0.0)}):
@@ -376,6 +405,7 @@ def plane(angle: float, **parts) -> SteeringVector:
 
 
 OBLIQUE = float(torch.tensor(0.6).acos())
+SIXTY = torch.pi / 3
 
 
 class TestSets:
@@ -436,6 +466,55 @@ class TestSets:
                 SteeringSet(vectors)
         assert (len(SteeringSet(vectors, joint=refused is False).notices()) == 1) == noticed
         assert SteeringSet([vectors[0], replace(vectors[1], site=Site(2))]).notices() == ()
+
+    @pytest.mark.parametrize("tilt", [0.0, 1e-3])
+    def test_three_directions_of_which_no_two_agree_may_depend_on_each_other(self, tilt):
+        weight = plane(2 * SIXTY).subspace.basis.clone()
+        weight[0, 2] = tilt
+        vectors = [plane(0.0), plane(SIXTY), replace(plane(0.0), subspace=Subspace(weight))]
+        with pytest.raises(InputError, match=r"vectors 0, 1, 2 at 1\.resid_post: together .* above 39\)"):
+            SteeringSet(vectors)
+        with pytest.raises(InputError, match=r"vectors 1, 2, 3 at 1\.resid_post"):
+            SteeringSet([replace(vectors[0], site=Site(2)), *vectors[:2], replace(vectors[2], edit="ablate")])
+        SteeringSet(vectors, joint=False)
+        for one in range(3):
+            SteeringSet([vector for i, vector in enumerate(vectors) if i != one])
+
+    def test_the_bound_for_three_is_that_of_two(self):
+        angle = torch.tensor(0.95).acos()
+        pair = [plane(0.0).subspace, plane(float(angle)).subspace]
+        assert condition(pair) == pytest.approx(39, rel=1e-4) == LARGEST_CONDITION  # float32 cosines
+        aside = torch.zeros(1, 32)
+        aside[0, 3] = 1
+        assert condition([*pair, Subspace(aside)]) == pytest.approx(condition(pair))
+        assert condition([Subspace(torch.eye(32)[i]) for i in range(4)]) == pytest.approx(1)
+
+    def test_more_directions_than_the_width_depend_on_each_other(self):
+        vectors = [clamp(subspace=Subspace(torch.eye(32)[i : i + 16]), factors=factors(rank=16)) for i in (0, 16)]
+        with pytest.raises(InputError, match="condition inf"):
+            SteeringSet([*vectors, clamp(subspace=Subspace(torch.ones(32)), factors=factors())])
+
+    def test_on_different_positions_directions_are_not_solved_together(self, subject):
+        elsewhere = replace(plane(2 * SIXTY), positions=Positions(prefix=1))
+        for vectors in ([plane(0.0), plane(SIXTY), elsewhere], [plane(2 * SIXTY), elsewhere]):
+            with pytest.raises(InputError, match="different positions"):
+                SteeringSet(vectors).applied(subject)
+
+    def test_strengths_a_row_are_of_one_vector_alone(self, subject, unchecked):
+        with pytest.raises(InputError, match=r"strength=\[1, 2\]: expected a finite number"):
+            SteeringSet([plane(0.0), plane(OBLIQUE)]).applied(subject, [[1, 2], [0, 1]])
+        with pytest.raises(InputError, match="strength='10': expected"):
+            SteeringSet([plane(0.0), plane(OBLIQUE)]).applied(subject, "10")
+
+    def test_the_joint_clamp_has_one_target_for_all_rows(self):
+        edits = [plane(angle).edit_for(1.0, batch=2) for angle in (0.0, OBLIQUE)]
+        with pytest.raises(ValueError, match=r"clamp 0: target of shape \(2, 1\), expected \[1\]"):
+            joint_clamp(edits)
+
+    def test_strengths_of_a_set_may_be_an_array(self, subject):
+        vectors = [plane(0.0), plane(OBLIQUE)]
+        with SteeringSet(vectors).applied(subject, np.array([-1.0, 2.0])):
+            assert torch.allclose(projections(subject, vectors[1]), torch.tensor(2.0), atol=1e-5)
 
     def test_clamps_on_different_positions_have_no_joint_solution(self, subject):
         vectors = [plane(0.0), replace(plane(OBLIQUE), positions=Positions(prefix=1))]
