@@ -31,8 +31,7 @@ class Factors:
     auroc: float | None = None
 
     def __post_init__(self) -> None:
-        if self.positive.shape != self.negative.shape:
-            raise InputError(f"factors of shapes {tuple(self.positive.shape)} and {tuple(self.negative.shape)}")
+        require_shapes(self.positive, self.negative, self.std)
         parts = (self.positive, self.negative, *(() if self.std is None else (self.std,)))
         if not all(bool(torch.isfinite(part).all()) for part in parts):
             raise InputError("factors hold values that are not finite")
@@ -89,6 +88,15 @@ class Factors:
         std = None if self.std is None else self.std.flip(0)
         auroc = None if self.auroc is None else 1 - self.auroc
         return Factors(self.negative, self.positive, std, self.n, auroc)
+
+
+def require_shapes(positive: Tensor, negative: Tensor, std: Tensor | None) -> None:
+    """InputError unless factors are [k] and [k], their standard deviations [2, k]."""
+    shape = tuple(positive.shape)
+    if len(shape) != 1 or shape != tuple(negative.shape):
+        raise InputError(f"factors of shapes {shape} and {tuple(negative.shape)}: expected [k] and [k]")
+    if std is not None and tuple(std.shape) != (2, *shape):
+        raise InputError(f"standard deviations of factors of shape {tuple(std.shape)}: expected [2, {shape[0]}]")
 
 
 def finite(strength: object) -> float:

@@ -48,6 +48,7 @@ class SteeringVector:
     history: Sequence[Mapping[str, Any]] = ()
     vector: Float[Tensor, "d"] | None = None
     allow_other_weights: bool = False  # of this object, not of its file: see `load`
+    from_file: bool = False  # read by `load`, from a file that should say which model it is of
 
     def __post_init__(self) -> None:
         if self.edit not in EDITS:
@@ -157,8 +158,17 @@ class SteeringVector:
         )
 
     def notices(self) -> tuple[str, ...]:
-        """What a user should know before trusting it: metadata["notices"], what its making left, and of the factors."""
-        return (*self.metadata.get("notices", ()), *(() if self.factors is None else self.factors.notices()))
+        """What a user should know before trusting it: metadata["notices"], what its making left, and of the factors.
+
+        Of one that was loaded also that its file does not say which model it is of, where that is so.
+        """
+        told = [*(self.metadata.get("notices") or ()), *(() if self.factors is None else self.factors.notices())]
+        if self.from_file and not self.fingerprint:
+            told.append(
+                "the file does not say which model the vector was made on, so that nothing is checked but width and "
+                "layer: make sure that it is this one"
+            )
+        return tuple(told)
 
     def save(self, path: PathLike) -> Path:
         """Write one safetensors file (the ending is added where it lacks); see steering/files.py. Returns its path."""
@@ -173,9 +183,10 @@ class SteeringVector:
         """Read what `save` wrote; with a subject, refuse it here where `applied` would.
 
         Raises InputError, naming the file, for a pickle, a damaged or newer file, missing tensors, a basis that is not
-        orthonormal (1e-4), values that are not finite, sizes that contradict each other; for another hidden size,
-        number of blocks, model type, or other weights than the model's. allow_other_weights: the last is a warning
-        then, here and in `applied`.
+        orthonormal (1e-4), values that are not finite, sizes that contradict each other, a fingerprint with parts
+        missing; for another hidden size, number of blocks, model type, or other weights than the model's.
+        allow_other_weights: the last is a warning then, here and in `applied`. A file without any fingerprint, of a
+        vector made by hand, is read with a notice.
         """
         from .files import load_vector
 

@@ -1,6 +1,7 @@
 """Steering vectors: exact targets, strength 0 to the bit, files that come back and files that are refused, sets."""
 
 import json
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from alignscope import InputError, SteeringVector, Subject
 from alignscope.probes.padding import padded
 from alignscope.steering import Ablate, Add, Clamp, Factors, Positions, Site, SteeringSet, Subspace
 from alignscope.steering.factors import numbers_of
-from alignscope.steering.model_fit import model_fingerprint
+from alignscope.steering.files import written
+from alignscope.steering.model_fit import FINGERPRINT, model_fingerprint
 from alignscope.steering.sets import LARGEST_CONDITION, condition, joint_clamp
 
 IDS, MASK = padded([[7, 30, 41, 12, 26], [33, 5, 9]], 0, left=True)
@@ -344,6 +346,28 @@ class TestFiles:
             (lambda t, h: h.update(version=2), "version 2, this alignscope reads up to 1"),
             (lambda t, h: h.update(format="other"), "not a steering vector of this tool"),
             (lambda t, h: h.update(positions={"where": "some"}), "positions 'some'"),
+            (lambda t, h: h.update(positions=[1]), r"positions in its header is \[1\], expected an object"),
+            (lambda t, h: h["positions"].update(span=[1]), r"positions.span in its header is \[1\], expected two"),
+            (lambda t, h: h["positions"].update(last="3"), "positions.last in its header is '3'"),
+            (lambda t, h: h.update(prefix=[1]), r"prefix in its header is \[1\], expected a whole number or 'auto'"),
+            (lambda t, h: h.update(factors=[1]), r"factors in its header is \[1\], expected an object"),
+            (lambda t, h: h["factors"].update(auroc=float("nan")), "factors.auroc in its header is nan"),
+            (lambda t, h: h.update(fingerprint="abc"), "fingerprint in its header is 'abc', expected an object"),
+            (lambda t, h: h["fingerprint"].update(n_layers="3"), "fingerprint.n_layers in its header is '3'"),
+            (lambda t, h: h.update(history=5), "history in its header is 5, expected a list of objects"),
+            (lambda t, h: h.update(history=["step"]), "history in its header"),
+            (lambda t, h: h.update(method=5), "method in its header is 5, expected text"),
+            (lambda t, h: h.update(edit=["clamp"]), "edit in its header"),
+            (lambda t, h: h.update(notices="careful"), "notices in its header is 'careful', expected a list of texts"),
+            (lambda t, h: h.update(settings=5), "settings in its header"),
+            (lambda t, h: h["fingerprint"].pop("weights"), "its fingerprint lacks weights"),
+            (lambda t, h: h["fingerprint"].update(weights=None, n_layers=None), "lacks n_layers, weights"),
+            (lambda t, h: t.update({"1.resid_post.factor_std": torch.ones(3, 1)}), r"\(3, 1\): expected \[2, 1\]"),
+            (
+                lambda t, h: [t.update({k: v[None]}) for k, v in t.items() if "factor_p" in k or "factor_n" in k],
+                r"factors of shapes \(1, 1\) and \(1, 1\): expected \[k\]",
+            ),
+            (lambda t, h: t.update({k.replace("post", "mid"): t.pop(k) for k in list(t)}), "component 'resid_mid'"),
         ],
     )
     def test_a_file_that_is_not_right_is_refused_with_the_reason(self, subject, tmp_path, change, message):
@@ -353,8 +377,50 @@ class TestFiles:
         tensors = load_file(file)
         change(tensors, header)
         save_file(tensors, file, metadata={"alignscope": json.dumps(header)})
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=f"^{re.escape(str(file))}: .*{message}"):
             SteeringVector.load(file)
+
+    def test_a_file_of_a_vector_made_by_hand_says_that_it_knows_no_model(self, subject, tmp_path):
+        vector = adding()
+        assert vector.notices() == ()
+        back = SteeringVector.load(vector.save(tmp_path / "a"), subject)
+        assert len(back.notices()) == 1
+        assert "does not say which model the vector was made on" in back.notices()[0]
+        assert back.metadata == vector.metadata
+        with vector.applied(subject):
+            expected = logits(subject)
+        with back.applied(subject):
+            assert torch.equal(logits(subject), expected)
+        known = replace(back, metadata={"fingerprint": model_fingerprint(subject)})
+        assert known.notices() == ()
+        assert SteeringVector.load(known.save(tmp_path / "b")).notices() == ()
+
+    def test_a_fingerprint_has_what_a_file_must_say(self, subject):
+        assert tuple(model_fingerprint(subject)) == FINGERPRINT
+
+    @pytest.mark.parametrize(
+        ("metadata", "message"),
+        [
+            ({"fingerprint": {"hidden_size": 32, "n_layers": 3}}, "lacks model_type, vocab_size, .*weights"),
+            ({"settings": "fast"}, "settings in its header is 'fast'"),
+        ],
+    )
+    def test_what_could_not_be_read_again_is_not_written(self, tmp_path, metadata, message):
+        with pytest.raises(InputError, match=message):
+            adding(metadata=metadata).save(tmp_path / "a")
+        assert not list(tmp_path.iterdir())
+
+    def test_an_error_in_the_middle_leaves_nothing_behind(self, tmp_path):
+        (tmp_path / "a").write_text("old")
+
+        def interrupted() -> None:
+            with written(tmp_path / "a") as temporary:
+                temporary.write_text("half")
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
     def test_a_basis_that_rounding_has_moved_is_taken(self, subject, tmp_path):
         file = clamp(subject).save(tmp_path / "a.safetensors")
