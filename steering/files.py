@@ -77,11 +77,13 @@ def written(file: Path) -> Iterator[Path]:
 
 def load_vector(path: "PathLike") -> "SteeringVector":
     """Read what `save_vector` wrote; see SteeringVector.load for what is refused."""
+    from .conversion import require_own
     from .vector import SteeringVector
 
     file = Path(path)
     if not file.is_file() and not file.name.endswith(ENDING):
         file = Path(f"{os.fspath(path)}{ENDING}")
+    require_own(file)
     header, tensors = _read(file)
     site = _site(file, tensors)
     parts = {key.rsplit(".", 1)[1]: tensor for key, tensor in tensors.items()}
