@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 from ..errors import InputError
@@ -69,6 +70,12 @@ def require_fit(
             f"{subject.name}: another chat template than the vector was made with; prompts may read differently",
             stacklevel=3,
         )
+
+
+def require_rank(rank: int, subject: Subject) -> None:
+    """InputError unless a subspace of so many directions fits into the hidden states."""
+    if not isinstance(rank, Integral) or not 1 <= rank <= subject.d_model:
+        raise InputError(f"rank {rank}: expected 1 .. {subject.d_model}, the width of {subject.name}")
 
 
 def require_layer(site: Site, n_layers: int, where: str) -> None:

@@ -15,6 +15,7 @@ from .cdas import FitResult, fit_rows
 from .descent import Descent, required_settings
 from .encoded import EncodedQuadruple, run_pairs
 from .losses import require_loss
+from .model_fit import require_rank
 from .positions import Positions
 from .preparing import Prepared, one_way, prepare
 from .quadruples import QuadrupleFile
@@ -125,8 +126,7 @@ def _require_settings(settings: dict[str, Any], subject: Subject) -> None:
         raise InputError(str(error)) from error
     if settings["init"] not in INITS:
         raise InputError(f"init '{settings['init']}': expected one of {', '.join(INITS)}")
-    if not 1 <= settings["rank"] <= subject.d_model:
-        raise InputError(f"rank {settings['rank']}: expected 1 .. {subject.d_model}, the width of {subject.name}")
+    require_rank(settings["rank"], subject)
     required_settings(**{name: settings[name] for name in ("lr", "grad_clip", "epochs", "batch_size")})
 
 
