@@ -89,6 +89,11 @@ class Factors:
         auroc = None if self.auroc is None else 1 - self.auroc
         return Factors(self.negative, self.positive, std, self.n, auroc)
 
+    def negated(self) -> "Factors":
+        """Those of the same states along the basis -S."""
+        auroc = None if self.auroc is None else 1 - self.auroc
+        return Factors(0.0 - self.positive, 0.0 - self.negative, self.std, self.n, auroc)  # no negative zeros
+
 
 def require_shapes(positive: Tensor, negative: Tensor, std: Tensor | None) -> None:
     """InputError unless factors are [k] and [k], their standard deviations [2, k]."""
