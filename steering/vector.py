@@ -149,12 +149,17 @@ class SteeringVector:
         return subject.editing({} if off else {self.site: edit})
 
     def swap(self) -> "SteeringVector":
-        """The same direction the other way round: f+ and f- exchanged, an added vector negated."""
+        """The same direction the other way round: f+ and f- exchanged, an added vector negated.
+
+        One that was trained to elicit alone is then one that was trained to suppress alone, and says so.
+        """
+        from .turning import turned
+
         return replace(
             self,
             factors=None if self.factors is None else self.factors.swapped(),
             vector=None if self.vector is None else -self.vector,
-            metadata={**self.metadata, "swapped": not self.metadata.get("swapped", False)},
+            metadata=turned(self.metadata),
         )
 
     def notices(self) -> tuple[str, ...]:
