@@ -10,7 +10,7 @@ import torch
 from ..errors import InputError
 from ..probes.subject import Edit, Site, Subject
 from .edits import Affine
-from .factors import finite
+from .factors import numbers_of
 from .model_fit import require_fit
 from .vector import PathLike, Strength
 
@@ -48,7 +48,8 @@ class AffineSteering:
 
         Raises InputError for other strengths: half an affine edit is none that was trained.
         """
-        strengths = [finite(s) for s in (strength if isinstance(strength, Sequence) else (strength,))]
+        given = numbers_of(strength)
+        strengths = given if isinstance(given, list) else [given]
         if not strengths or (batch is not None and batch < 1):
             raise InputError(f"{len(strengths)} strengths and batch={batch}: expected at least one of each")
         if not set(strengths) <= {0.0, 1.0}:
@@ -68,9 +69,9 @@ class AffineSteering:
         for site, edit in self.edits.items():
             known = self.fingerprint
             require_fit(site, edit.subspace.width, known, subject, allow_other_weights=allow_other_weights)
-        edits = self.edits_for(strength)
-        off = not isinstance(strength, Sequence) and strength == 0
-        return subject.editing({} if off else edits)
+        given = numbers_of(strength)
+        edits = self.edits_for(given)
+        return subject.editing({} if given == 0 else edits)  # a list never is
 
     def notices(self) -> tuple[str, ...]:
         """What a user should know before trusting it."""

@@ -67,6 +67,16 @@ def format_of(path: PathLike, name: str | None = None) -> str:
     raise InputError(f"{file}: its ending says no format; expected one of {endings}, or name the format")
 
 
+def require_own(file: Path) -> None:
+    """InputError, saying how to make a vector of it, for a file that is there with the ending of another tool's."""
+    kinds = [name for name, kind in FORMATS.items() if file.suffix.lower() in kind.endings and name != OWN]
+    if kinds and file.is_file():
+        raise InputError(
+            f"{file}: a file of another tool ({kinds[0]}); make a vector of it with alignscope steer convert {file} "
+            f"{file.with_suffix(ENDING)} --model MODEL"
+        )
+
+
 def read_vectors(path: PathLike, *, layer: int | None = None) -> list[SteeringVector]:
     """All vectors of a file, by its ending: ours holds one, other tools' files one to add a layer; or that of `layer`.
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -86,11 +87,11 @@ def _gradient(parameters: Sequence[Tensor], terms: Callable[[Tensor], Iterable[T
 
 
 def required_settings(*, lr: float | int, grad_clip: float | int, epochs: int, batch_size: int) -> dict[str, Any]:
-    """By name. InputError for a rate or a clip that is no number above 0, and for epochs or batch_size below 1."""
+    """By name. InputError for a rate or a clip that is no number above 0, epochs or batch_size that are no count."""
     for name, value in (("lr", lr), ("grad_clip", grad_clip)):
-        if not 0 < value < math.inf:
+        if not isinstance(value, Real) or not 0 < value < math.inf:
             raise InputError(f"{name}={value}: expected a number above 0")
     for name, count in (("epochs", epochs), ("batch_size", batch_size)):
-        if count < 1:
-            raise InputError(f"{name}={count}: expected 1 or more")
+        if not isinstance(count, Integral) or count < 1:
+            raise InputError(f"{name}={count}: expected 1 or more, a whole number")
     return {"lr": lr, "epochs": epochs, "batch_size": batch_size, "grad_clip": grad_clip}

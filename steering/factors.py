@@ -1,7 +1,10 @@
 """How far along its direction does a vector push? The mean coordinates of prompts with and without the concept."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -28,8 +31,7 @@ class Factors:
     auroc: float | None = None
 
     def __post_init__(self) -> None:
-        if self.positive.shape != self.negative.shape:
-            raise InputError(f"factors of shapes {tuple(self.positive.shape)} and {tuple(self.negative.shape)}")
+        require_shapes(self.positive, self.negative, self.std)
         parts = (self.positive, self.negative, *(() if self.std is None else (self.std,)))
         if not all(bool(torch.isfinite(part).all()) for part in parts):
             raise InputError("factors hold values that are not finite")
@@ -87,10 +89,34 @@ class Factors:
         auroc = None if self.auroc is None else 1 - self.auroc
         return Factors(self.negative, self.positive, std, self.n, auroc)
 
+    def negated(self) -> "Factors":
+        """Those of the same states along the basis -S."""
+        auroc = None if self.auroc is None else 1 - self.auroc
+        return Factors(0.0 - self.positive, 0.0 - self.negative, self.std, self.n, auroc)  # no negative zeros
 
-def finite(strength: float | int) -> float:
-    """InputError unless it is a number."""
-    value = float(strength)
-    if not abs(value) < float("inf"):
-        raise InputError(f"strength={value}: expected a finite number")
+
+def require_shapes(positive: Tensor, negative: Tensor, std: Tensor | None) -> None:
+    """InputError unless factors are [k] and [k], their standard deviations [2, k]."""
+    shape = tuple(positive.shape)
+    if len(shape) != 1 or shape != tuple(negative.shape):
+        raise InputError(f"factors of shapes {shape} and {tuple(negative.shape)}: expected [k] and [k]")
+    if std is not None and tuple(std.shape) != (2, *shape):
+        raise InputError(f"standard deviations of factors of shape {tuple(std.shape)}: expected [2, {shape[0]}]")
+
+
+def finite(strength: object) -> float:
+    """A number as it is, a tensor or array of one too. InputError unless it is finite; text is no number."""
+    if isinstance(strength, Tensor | np.ndarray) and strength.ndim == 0:
+        strength = strength.item()
+    if not isinstance(strength, Real) or not abs(value := float(strength)) < float("inf"):
+        raise InputError(f"strength={strength!r}: expected a finite number")
     return value
+
+
+def numbers_of(strength: object) -> float | list[float]:
+    """One strength, or those of a sequence, array or tensor [n]. InputError unless all are finite numbers."""
+    if isinstance(strength, Tensor | np.ndarray) and strength.ndim:
+        strength = strength.tolist()
+    if isinstance(strength, Sequence) and not isinstance(strength, str | bytes):
+        return [finite(value) for value in strength]
+    return finite(strength)

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from ..errors import InputError
 from ..probes.fingerprint import tensor_shapes
 from ..probes.subject import Site
-from .factors import Factors
-from .model_fit import require_layer
+from .factors import Factors, require_shapes
+from .header_kinds import require_kinds
+from .model_fit import require_complete, require_layer
 from .positions import Positions
 from .subspace import Subspace
 
@@ -33,6 +35,7 @@ def save_vector(vector: "SteeringVector", path: "PathLike") -> Path:
     from safetensors.torch import save  # save_file would let nobody else read the file
 
     file = Path(path) if Path(path).name.endswith(ENDING) else Path(f"{os.fspath(path)}{ENDING}")
+    require_complete(vector.fingerprint, file)
     text = header_text(vector)
     name = str(vector.site)
     tensors = {f"{name}.basis": vector.subspace.basis}
@@ -50,27 +53,43 @@ def save_vector(vector: "SteeringVector", path: "PathLike") -> Path:
 
 def write_bytes(file: Path, content: bytes) -> None:
     """By rename: a file that exists is whole. InputError where it cannot be written."""
+    with written(file) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def written(file: Path) -> Iterator[Path]:
+    """A path beside `file`, of this process alone, that becomes it at the end; after an error nothing of it is left.
+
+    InputError where it cannot be written.
+    """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
+        yield temporary
         temporary.replace(file)
     except OSError as error:
         raise InputError(f"{file}: cannot be written ({error.strerror}); choose another place") from error
+    finally:
+        with suppress(OSError):  # it is not there: renamed, or never begun
+            temporary.unlink()
 
 
 def load_vector(path: "PathLike") -> "SteeringVector":
     """Read what `save_vector` wrote; see SteeringVector.load for what is refused."""
+    from .conversion import require_own
     from .vector import SteeringVector
 
     file = Path(path)
     if not file.is_file() and not file.name.endswith(ENDING):
         file = Path(f"{os.fspath(path)}{ENDING}")
+    require_own(file)
     header, tensors = _read(file)
     site = _site(file, tensors)
     parts = {key.rsplit(".", 1)[1]: tensor for key, tensor in tensors.items()}
     require_parts(file, header, parts)
     known = header.get("fingerprint") or {}
+    require_complete(known, file)
     width, layers = known.get("hidden_size"), known.get("n_layers")
     if width is not None and parts["basis"].shape[-1] != width:
         raise InputError(f"{file}: a basis of width {parts['basis'].shape[-1]} for a hidden size of {width}")
@@ -83,6 +102,7 @@ def load_vector(path: "PathLike") -> "SteeringVector":
             subspace=subspace,
             vector=parts.get("vector"),
             factors=_factors(header, parts),
+            from_file=True,
             **header_fields(header),
         )
     except (ValueError, RuntimeError) as error:  # torch raises RuntimeError for shapes that do not fit
@@ -109,13 +129,15 @@ def header_text(vector: "SteeringVector", **more: Any) -> str:
         **more,
     }
     try:
-        return json.dumps(header, allow_nan=False)
+        text = json.dumps(header, allow_nan=False)
     except (ValueError, TypeError) as error:
         raise InputError(f"metadata and history must be JSON values: {error}") from error
+    require_kinds(json.loads(text), vector)
+    return text
 
 
 def read_header(text: str | None, where: object) -> dict[str, Any]:
-    """The JSON of `header_text`. InputError where it is none, or of a newer version."""
+    """The JSON of `header_text`. InputError where it is none, of a newer version, or with fields of another kind."""
     try:
         header = json.loads(text or "")
     except (ValueError, RecursionError) as error:
@@ -125,6 +147,7 @@ def read_header(text: str | None, where: object) -> dict[str, Any]:
     version = header.get("version")
     if not isinstance(version, int) or not 1 <= version <= VERSION:
         raise InputError(f"{where}: version {version}, this alignscope reads up to {VERSION}; update it")
+    require_kinds(header, where)
     return header
 
 
@@ -133,7 +156,7 @@ def header_fields(header: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "edit": header.get("edit", "clamp"),
         "positions": Positions.from_dict({**(header.get("positions") or {}), "prefix": header.get("prefix", 0)}),
-        "method": header.get("method", ""),
+        "method": header.get("method") or "",
         "metadata": {key: value for key, value in header.items() if key not in _OWN},
         "history": tuple(header.get("history") or ()),
     }
@@ -178,13 +201,16 @@ def _site(file: Path, tensors: Mapping[str, Tensor]) -> Site:
     found = [site.split(".") for site in sites]
     if len(found) != 1 or len(found[0]) != 2 or not found[0][0].isdecimal():
         raise InputError(f"{file}: tensors {', '.join(sorted(tensors)) or 'none'}; expected those of one site")
-    return Site(int(found[0][0]), found[0][1])
+    try:
+        return Site(int(found[0][0]), found[0][1])
+    except ValueError as error:
+        raise InputError(f"{file}: {error}") from error
 
 
 def _factors(header: Mapping[str, Any], parts: Mapping[str, Tensor]) -> Factors | None:
     if "factor_positive" not in parts:
         return None
     kept = header.get("factors") or {}
-    return Factors(
-        parts["factor_positive"], parts["factor_negative"], parts.get("factor_std"), kept.get("n"), kept.get("auroc")
-    )
+    tensors = parts["factor_positive"], parts["factor_negative"], parts.get("factor_std")
+    require_shapes(*tensors)
+    return Factors(*tensors, kept.get("n"), kept.get("auroc"))

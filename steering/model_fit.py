@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 from ..errors import InputError
@@ -9,6 +10,8 @@ from ..probes.subject import Site, Subject
 
 # what a file must say of its model, with the name it has in messages
 _SIZES = {"model_type": "model type", "hidden_size": "hidden size", "n_layers": "number of blocks"}
+_NEEDED = ("hidden_size", "n_layers", "weights")  # never null; the others may be, of a model without them
+FINGERPRINT = (*_SIZES, "vocab_size", "tokenizer", "template", "weights", "dtype")
 
 
 def model_fingerprint(subject: Subject) -> dict[str, Any]:
@@ -24,6 +27,19 @@ def model_fingerprint(subject: Subject) -> dict[str, Any]:
         "weights": parts.weights,
         "dtype": subject.dtype,
     }
+
+
+def require_complete(known: Mapping[str, Any], where: object) -> None:
+    """InputError for a fingerprint that lacks part of `model_fingerprint`, by which other models are told; empty: none.
+
+    A file without any is of a vector made by hand: it says so, see SteeringVector.notices.
+    """
+    missing = [name for name in FINGERPRINT if name not in known or (name in _NEEDED and known[name] is None)]
+    if known and missing:
+        raise InputError(
+            f"{where}: its fingerprint lacks {', '.join(missing)}, without which it would pass for one of another "
+            "model; made by hand or damaged: copy the file again, or save the vector anew with the whole fingerprint"
+        )
 
 
 def require_fit(
@@ -54,6 +70,12 @@ def require_fit(
             f"{subject.name}: another chat template than the vector was made with; prompts may read differently",
             stacklevel=3,
         )
+
+
+def require_rank(rank: int, subject: Subject) -> None:
+    """InputError unless a subspace of so many directions fits into the hidden states."""
+    if not isinstance(rank, Integral) or not 1 <= rank <= subject.d_model:
+        raise InputError(f"rank {rank}: expected 1 .. {subject.d_model}, the width of {subject.name}")
 
 
 def require_layer(site: Site, n_layers: int, where: str) -> None:

@@ -22,6 +22,16 @@ def auroc(positive: Float[Tensor, "n"], negative: Float[Tensor, "m"]) -> float:
     return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
 
 
+def oriented(subspace: Subspace, factors: Factors) -> tuple[Subspace, Factors]:
+    """The same clamp with f+ >= f- along w [reconstructed]; of rank above 1, where no order is meant, as it is.
+
+    A fit finds w up to its sign, and mode "min" or "max" raises or lowers along it: towards f+ for any seed this way.
+    """
+    if subspace.rank > 1 or bool(factors.positive >= factors.negative):
+        return subspace, factors
+    return Subspace.orthonormal(0.0 - subspace.basis), factors.negated()
+
+
 def measured_factors(
     subspace: Subspace,
     positive: Float[Tensor, "n d"],

@@ -10,11 +10,14 @@ import torch
 from ..errors import InputError
 from ..probes.subject import Edit, Site, Subject
 from .edits import Ablate, Clamp
+from .factors import numbers_of
 from .model_fit import require_fit
-from .subspace import Subspace
-from .vector import PathLike, SteeringVector
+from .positions import Positions
+from .subspace import DEFICIENT, Subspace
+from .vector import PathLike, SteeringVector, Strength
 
 TOO_CLOSE = 0.95  # |cos|: the joint solution amplifies by (1 + c) / (1 - c) = 39 there
+LARGEST_CONDITION = (1 + TOO_CLOSE) / (1 - TOO_CLOSE)  # of W W^T, for any number of directions
 CLOSE = 0.5
 
 
@@ -24,7 +27,8 @@ class SteeringSet:
 
     joint: the clamps (and ablations) of one site are solved together, so that all reach their targets; they act where
     the last of them stands. Otherwise only the last is sure to. Adds sum.
-    Raises InputError for an empty set, and where two directions to clamp jointly have |cos| above 0.95.
+    Raises InputError for an empty set, and where directions to clamp jointly nearly depend on each other: two of
+    |cos| above 0.95, or more whose bases one upon the other, W, have a condition of W W^T above 39, as such a pair has.
     """
 
     vectors: Sequence[SteeringVector]
@@ -33,12 +37,8 @@ class SteeringSet:
     def __post_init__(self) -> None:
         if not self.vectors:
             raise InputError("a set of no vectors")
-        for site, first, second, cosine in self._overlaps():
-            if self.joint and cosine > TOO_CLOSE:
-                raise InputError(
-                    f"vectors {first} and {second} at {site}: |cos| {cosine:.3g} is above {TOO_CLOSE}, so reaching "
-                    "both targets would take a huge step; leave one out, or joint=False"
-                )
+        if self.joint:
+            self._require_apart()
 
     def notices(self) -> tuple[str, ...]:
         """Pairs at one site whose directions overlap: |cos| above 0.5."""
@@ -51,16 +51,17 @@ class SteeringSet:
     def applied(
         self,
         subject: Subject,
-        strengths: float | int | Sequence[float | int] = 1.0,
+        strengths: Strength = 1.0,
         *,
         allow_other_weights: bool = False,
     ) -> AbstractContextManager[None]:
         """A context in which all vectors act, each with its strength (one number: all the same); 0 leaves one out.
 
-        Raises InputError as SteeringVector.applied does, for another number of strengths, and where clamps to be solved
-        together act on different positions.
+        Raises InputError as SteeringVector.applied does, for another number of strengths, for strengths a row of the
+        batch, and where clamps to be solved together act on different positions.
         """
-        given = list(strengths) if isinstance(strengths, Sequence) else [strengths] * len(self.vectors)
+        numbers = numbers_of(strengths)
+        given = numbers if isinstance(numbers, list) else [numbers] * len(self.vectors)
         if len(given) != len(self.vectors):
             raise InputError(f"{len(given)} strengths for {len(self.vectors)} vectors; expected one each")
         chosen: dict[Site, list[Edit]] = {}
@@ -93,12 +94,46 @@ class SteeringSet:
             if first.site == second.site
         ]
 
+    def _require_apart(self) -> None:
+        """Of clamps of one site on the same positions; of others none is solved with another."""
+        for site, first, second, cosine in self._overlaps():
+            if cosine > TOO_CLOSE and self.vectors[first].positions == self.vectors[second].positions:
+                raise InputError(
+                    f"vectors {first} and {second} at {site}: |cos| {cosine:.3g} is above {TOO_CLOSE}, so reaching "
+                    "both targets would take a huge step; leave one out, or joint=False"
+                )
+        together: dict[tuple[Site, Positions], list[int]] = {}
+        for i, vector in enumerate(self.vectors):
+            if vector.edit != "add":
+                together.setdefault((vector.site, vector.positions), []).append(i)
+        for (site, _), numbers in together.items():
+            found = condition([self.vectors[i].subspace for i in numbers]) if len(numbers) > 2 else 1.0
+            if found > LARGEST_CONDITION:
+                raise InputError(
+                    f"vectors {', '.join(map(str, numbers))} at {site}: together their directions nearly depend on "
+                    f"each other (condition {found:.3g}, above {LARGEST_CONDITION:.0f}), so reaching all targets would "
+                    "take a huge step; leave one out, or joint=False"
+                )
+
+
+def condition(subspaces: Sequence[Subspace]) -> float:
+    """Largest over smallest eigenvalue of W W^T, W: the bases one upon the other; infinite where rows depend.
+
+    1 for orthogonal subspaces, (1 + c) / (1 - c) for two of |cos| c.
+
+    >>> round(condition([Subspace(torch.tensor(w)) for w in ([1.0, 0.0], [0.6, 0.8])]), 4)  # 1.6 / 0.4
+    4.0
+    """
+    weight = torch.cat([subspace.basis.detach() for subspace in subspaces]).double()
+    values = torch.linalg.eigvalsh(weight @ weight.T)
+    return float(values[-1] / values[0]) if values[0] > DEFICIENT**2 * values[-1] else float("inf")
+
 
 def joint_clamp(clamps: Sequence[Clamp]) -> Clamp:
     """The clamp that reaches all targets at once with the smallest step: h + W^T (W W^T)^-1 (f - W h) [checked].
 
     W: the bases one upon the other. With W^T = S^T R (QR) this is a clamp in S to R^-T f. Targets [k] only.
-    ValueError where the rows of W are not independent, or a clamp is not of mode "set".
+    ValueError where the rows of W are not independent, a clamp is not of mode "set", or has targets [rows, k].
 
     >>> clamps = [Clamp(Subspace(torch.tensor(w)), 1.0) for w in ([1.0, 0.0], [0.6, 0.8])]
     >>> joint_clamp(clamps)(torch.zeros(2))
@@ -106,6 +141,10 @@ def joint_clamp(clamps: Sequence[Clamp]) -> Clamp:
     """
     if any(clamp.mode != "set" for clamp in clamps):
         raise ValueError("only clamps of mode 'set' can be solved together")
+    for i, clamp in enumerate(clamps):
+        shape = tuple(torch.as_tensor(clamp.target).shape)
+        if len(shape) > 1:
+            raise ValueError(f"clamp {i}: target of shape {shape}, expected [{clamp.subspace.rank}], one for all rows")
     weight = torch.cat([clamp.subspace.basis for clamp in clamps]).double()
     targets = torch.cat([torch.as_tensor(clamp.target).reshape(-1) for clamp in clamps]).double()
     subspace = Subspace(weight)

@@ -15,6 +15,7 @@ from .cdas import FitResult, fit_rows
 from .descent import Descent, required_settings
 from .encoded import EncodedQuadruple, run_pairs
 from .losses import require_loss
+from .model_fit import require_rank
 from .positions import Positions
 from .preparing import Prepared, one_way, prepare
 from .quadruples import QuadrupleFile
@@ -59,7 +60,8 @@ def train_cdas(
     Elicit: base x + y_c, source x_c + y_c; suppress: base x_c + y, source x + y. Minimised over S: the loss (see
     losses.py, nats a response token) of the edited base run, h + (h_s[p] S^T - h S^T) S at `positions`, against the
     unedited source run; both directions weigh half. p: the last token of the prompt, or of the text `source` in it.
-    Afterwards f+ and f- are the mean coordinates of the training prompts x_c and x at p. arXiv 2602.05234.
+    Afterwards f+ and f- are the mean coordinates of the training prompts x_c and x at p. arXiv 2602.05234. Of rank 1
+    the sign of w is chosen so that f+ >= f- [reconstructed].
 
     quadruples: as of `read_quadruples`. layer: block, 0-based. batch_size: quadruples a step, each in both directions;
     epochs: passes over them in shuffled order. init: "random", or "diffmean" [reconstructed]. holdout: share of rows,
@@ -103,13 +105,13 @@ def train_cdas(
         rows, told = _rows(data, data.train, directions, cache_bytes)
         held = _rows(data, data.held, directions, cache_bytes)[0] if data.held else None
         fit, curve = _fitted(data, rows, held, settings, progress)
-    subspace = fit.subspace
+    subspace, factors = data.clamp_of(fit.subspace)
     metrics = {"loss": loss, "held_out": curve, "share_at_ceiling": fit.share_at_ceiling, "n_tokens": fit.n_tokens}
     data.settings.update(settings | {"cache_bytes": cache_bytes, "base_cached": rows.lower is not None})
     return SteeringVector(
         site=data.site,
         subspace=subspace,
-        factors=data.factors(subspace),
+        factors=factors,
         positions=data.positions,
         method="cdas" if loss != "ce" else "das",
         metadata=data.metadata(metrics, (*fit.warnings, *told, *one_way(directions))),
@@ -125,8 +127,7 @@ def _require_settings(settings: dict[str, Any], subject: Subject) -> None:
         raise InputError(str(error)) from error
     if settings["init"] not in INITS:
         raise InputError(f"init '{settings['init']}': expected one of {', '.join(INITS)}")
-    if not 1 <= settings["rank"] <= subject.d_model:
-        raise InputError(f"rank {settings['rank']}: expected 1 .. {subject.d_model}, the width of {subject.name}")
+    require_rank(settings["rank"], subject)
     required_settings(**{name: settings[name] for name in ("lr", "grad_clip", "epochs", "batch_size")})
 
 

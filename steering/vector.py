@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..probes.subject import Edit, Site, Subject
 from .edits import Ablate, Add, Clamp
-from .factors import Factors, finite
+from .factors import Factors, numbers_of
 from .model_fit import require_fit
 from .positions import Positions
 from .subspace import Subspace
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 EDITS = ("clamp", "add", "ablate")
 PathLike = str | os.PathLike[str]
-Strength = float | int | Sequence[float | int]
+Strength = float | int | Sequence[float | int] | np.ndarray | Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,6 +48,7 @@ class SteeringVector:
     history: Sequence[Mapping[str, Any]] = ()
     vector: Float[Tensor, "d"] | None = None
     allow_other_weights: bool = False  # of this object, not of its file: see `load`
+    from_file: bool = False  # read by `load`, from a file that should say which model it is of
 
     def __post_init__(self) -> None:
         if self.edit not in EDITS:
@@ -88,14 +90,15 @@ class SteeringVector:
         scale: str = "mid",
         mode: str = "set",
     ) -> Edit:
-        """The edit of a strength; of a sequence of strengths, one a row of the batch (0: that row is left alone).
+        """The edit of a strength; of a sequence, array or tensor [n], one a row of the batch (0: left alone).
 
         batch: rows of prompts. Every strength then gets that many rows: strength by strength, so that one `generate` of
         the prompts repeated sweeps them all. neutral: a clamp to the middle between f+ and f-, whatever the strength.
         scale, mode: of a clamp; see Factors.target and Clamp.
-        Raises InputError for strengths or options that the edit does not know.
+        Raises InputError for strengths that are no finite numbers, and options that the edit does not know.
         """
-        strengths = [finite(s) for s in (strength if isinstance(strength, Sequence) else (strength,))]
+        given = numbers_of(strength)
+        strengths = given if isinstance(given, list) else [given]
         if not strengths or (batch is not None and batch < 1):
             raise InputError(f"{len(strengths)} strengths and batch={batch}: expected at least one of each")
         if self.edit != "clamp" and (neutral or scale != "mid" or mode != "set"):
@@ -131,7 +134,7 @@ class SteeringVector:
     ) -> AbstractContextManager[None]:
         """A context in which the model is steered. Strength 0 is off: no hook, logits equal to the bit.
 
-        strength: +1 clamps to f+, -1 to f-; multiplies the vector of an add. A sequence: one a row of the batch.
+        strength: +1 clamps to f+, -1 to f-; multiplies the vector of an add. A sequence, array, tensor [n]: one a row.
         neutral: clamp to the middle between f+ and f-. mode: "min" only raises a coordinate, "max" only lowers it.
         Raises InputError where the vector does not belong on this model (see `load`) or an option is unknown.
 
@@ -140,22 +143,37 @@ class SteeringVector:
         """
         allowed = allow_other_weights or self.allow_other_weights
         require_fit(self.site, self.subspace.width, self.fingerprint, subject, allow_other_weights=allowed)
-        edit = self.edit_for(strength, neutral=neutral, scale=scale, mode=mode)
-        off = not neutral and not isinstance(strength, Sequence) and strength == 0
+        given = numbers_of(strength)
+        edit = self.edit_for(given, neutral=neutral, scale=scale, mode=mode)
+        off = not neutral and given == 0  # a list never is
         return subject.editing({} if off else {self.site: edit})
 
     def swap(self) -> "SteeringVector":
-        """The same direction the other way round: f+ and f- exchanged, an added vector negated."""
+        """The same direction the other way round: f+ and f- exchanged, an added vector negated.
+
+        One that was trained to elicit alone is then one that was trained to suppress alone, and says so.
+        """
+        from .turning import turned
+
         return replace(
             self,
             factors=None if self.factors is None else self.factors.swapped(),
             vector=None if self.vector is None else -self.vector,
-            metadata={**self.metadata, "swapped": not self.metadata.get("swapped", False)},
+            metadata=turned(self.metadata),
         )
 
     def notices(self) -> tuple[str, ...]:
-        """What a user should know before trusting it: metadata["notices"], what its making left, and of the factors."""
-        return (*self.metadata.get("notices", ()), *(() if self.factors is None else self.factors.notices()))
+        """What a user should know before trusting it: metadata["notices"], what its making left, and of the factors.
+
+        Of one that was loaded also that its file does not say which model it is of, where that is so.
+        """
+        told = [*(self.metadata.get("notices") or ()), *(() if self.factors is None else self.factors.notices())]
+        if self.from_file and not self.fingerprint:
+            told.append(
+                "the file does not say which model the vector was made on, so that nothing is checked but width and "
+                "layer: make sure that it is this one"
+            )
+        return tuple(told)
 
     def save(self, path: PathLike) -> Path:
         """Write one safetensors file (the ending is added where it lacks); see steering/files.py. Returns its path."""
@@ -170,9 +188,10 @@ class SteeringVector:
         """Read what `save` wrote; with a subject, refuse it here where `applied` would.
 
         Raises InputError, naming the file, for a pickle, a damaged or newer file, missing tensors, a basis that is not
-        orthonormal (1e-4), values that are not finite, sizes that contradict each other; for another hidden size,
-        number of blocks, model type, or other weights than the model's. allow_other_weights: the last is a warning
-        then, here and in `applied`.
+        orthonormal (1e-4), values that are not finite, sizes that contradict each other, a fingerprint with parts
+        missing; for another hidden size, number of blocks, model type, or other weights than the model's.
+        allow_other_weights: the last is a warning then, here and in `applied`. A file without any fingerprint, of a
+        vector made by hand, is read with a notice.
         """
         from .files import load_vector
 

@@ -12,7 +12,7 @@ import alignscope
 from alignscope import InputError, SteeringVector
 from alignscope.steering import Ablate, Site, Subspace, baselines, train_cdas
 from alignscope.steering.baselines.components import _rows, first_component, signed, unit_differences
-from alignscope.steering.baselines.probing import logistic_weight
+from alignscope.steering.baselines.probing import least_l1, logistic_weight
 from alignscope.steering.baselines.states import States, added
 from alignscope.steering.preparing import prepare
 
@@ -246,6 +246,13 @@ def test_the_probe_finds_a_planted_direction_and_a_penalty_leaves_that_alone():
     assert w[1:].abs().max() == 0
 
 
+def test_the_least_penalty_that_leaves_no_weight():
+    states = drawn(60, 4, gap=1.5)
+    least = least_l1(states)
+    assert logistic_weight(states, l1=1.001 * least)[0].abs().max() == 0
+    assert logistic_weight(states, l1=0.999 * least)[0].abs().max() > 0
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_the_scale_of_the_states_and_their_mean_do_not_turn_the_probe(scale):
     states = drawn(60, 4, gap=1.5)
@@ -287,7 +294,9 @@ def test_a_random_clamp_has_the_factors_of_its_own_direction(llama):
         ("diffmean", {"layer": 9}, "layer 9"),
         ("pca", {"method": "umap"}, "method 'umap'"),
         ("probe", {"l1": -1}, "l1=-1"),
-        ("probe", {"l1": 10.0}, "the direction is zero"),
+        ("probe", {"l1": 10.0}, r"l1=10.0: from 0\.\d+ on the penalty keeps every weight of the probe at 0"),
+        ("random", {"rank": 33}, r"rank 33: expected 1 \.\. 32, the width of"),
+        ("random", {"rank": 0}, r"rank 0: expected 1 \.\. 32"),
         ("random", {"quadruples": ROWS[:5]}, "5 usable quadruples"),
     ],
 )

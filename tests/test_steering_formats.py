@@ -1,6 +1,8 @@
 """Other tools' files: an add goes and comes back without error, a clamp says what it loses, the rest is refused."""
 
 import json
+import os
+import re
 
 import gguf
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 
 from alignscope import InputError, SteeringVector
 from alignscope.steering import Factors, Positions, Site, SteeringSet, Subspace
+from alignscope.steering.files import FORMAT
 
 V = torch.randn(16, generator=torch.Generator().manual_seed(0))
 KNOWN = {"fingerprint": {"model_type": "llama", "hidden_size": 16, "n_layers": 4}, "seed": 7}
@@ -26,11 +29,13 @@ def clamp(rank: int = 1, **parts) -> SteeringVector:
     return SteeringVector(**{"site": Site(2), "subspace": Subspace(weight), "factors": found, **parts})
 
 
-def write_directions(file, directions, architecture="controlvector"):
+def write_directions(file, directions, architecture="controlvector", ours=None):
     """A control vector as repeng writes it."""
     writer = gguf.GGUFWriter(str(file), architecture)
     writer.add_string("controlvector.model_hint", "mistral")
     writer.add_uint32("controlvector.layer_count", len(directions))
+    if ours is not None:
+        writer.add_string("controlvector.alignscope", ours)
     for name, values in directions.items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -151,6 +156,71 @@ class TestSvec:
         (tmp_path / "a.svec").write_text(content)
         with pytest.raises(InputError, match=r"not a \.svec file|holds no direction"):
             SteeringVector.from_svec(tmp_path / "a.svec")
+
+
+HEADERS = [
+    ({"2": 5}, r"its 'alignscope' part is \{'2': 5\}"),
+    ([1], r"its 'alignscope' part is \[1\]"),
+    ({"two": {}}, "its 'alignscope' part is"),
+    ({"2": {"positions": [1]}}, r"layer 2: positions in its header is \[1\]"),
+    ({"2": {"positions": {"where": "some"}}}, "layer 2: positions 'some'"),
+    ({"2": {"fingerprint": "abc"}}, "layer 2: fingerprint in its header"),
+    ({"2": {"factors": [1], "history": [2]}}, "layer 2: factors in its header"),
+]
+
+
+def of_ours(headers: object) -> object:
+    """With the mark by which our own headers are told."""
+    if not isinstance(headers, dict):
+        return headers
+    return {k: {"format": FORMAT, **v} if isinstance(v, dict) else v for k, v in headers.items()}
+
+
+@pytest.mark.parametrize(("headers", "message"), HEADERS)
+def test_a_damaged_header_of_ours_in_a_svec_is_refused_with_the_file(tmp_path, headers, message):
+    file = tmp_path / "a.svec"
+    file.write_text(json.dumps({"model_type": "m", "directions": {"2": [1, 2]}, "alignscope": of_ours(headers)}))
+    with pytest.raises(InputError, match=f"^{re.escape(str(file))}[:,] {message}"):
+        SteeringVector.from_svec(file)
+
+
+@pytest.mark.parametrize(("headers", "message"), HEADERS)
+def test_a_damaged_header_of_ours_in_a_control_vector_is_refused_with_the_file(tmp_path, headers, message):
+    ours = json.dumps(of_ours(headers))
+    file = write_directions(tmp_path / "a.gguf", {"direction.2": V.numpy()}, ours=ours)
+    with pytest.raises(InputError, match=f"^{re.escape(str(file))}[:,] {message}"):
+        SteeringVector.from_gguf(file)
+
+
+def test_what_others_wrote_under_our_name_is_left_alone(tmp_path):
+    file = tmp_path / "a.svec"
+    theirs = {"2": {"format": "other", "positions": [1], "fingerprint": "abc"}}
+    file.write_text(json.dumps({"directions": {"2": [1, 2]}, "alignscope": theirs}))
+    assert SteeringVector.from_svec(file).fingerprint == {}
+
+
+def test_a_layer_below_0_is_refused_with_the_file(tmp_path):
+    file = tmp_path / "a.svec"
+    file.write_text(json.dumps({"directions": {"-1": [1, 2]}}))
+    with pytest.raises(InputError, match=f"^{re.escape(str(file))}, layer -1: layer -1: expected a block"):
+        SteeringVector.from_svec(file)
+    torch.save({-1: V}, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"a\.pt, layer -1"):
+        SteeringVector.from_steering_vectors(tmp_path / "a.pt")
+
+
+def test_a_control_vector_that_is_not_finished_leaves_no_file(tmp_path, monkeypatch):
+    seen = []
+
+    def stop(writer) -> None:
+        seen.extend(path.name for path in tmp_path.iterdir())
+        raise MemoryError
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", stop)
+    with pytest.raises(MemoryError):
+        adding().to_gguf(tmp_path / "a.gguf")
+    assert seen == [f".a.gguf.{os.getpid()}.tmp"]  # another process writes another one
+    assert not list(tmp_path.iterdir())
 
 
 class Code:

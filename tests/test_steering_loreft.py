@@ -270,6 +270,7 @@ def test_a_row_each_is_on_or_off(llama, loreft):
     assert torch.allclose(found[1], plain, atol=1e-5)
     assert torch.allclose(found[2], on, atol=1e-5)
     assert loreft.edits_for([0, 1], batch=2)[Site(0)].rows.tolist() == [False, False, True, True]
+    assert loreft.edits_for(torch.tensor([0, 1]))[Site(0)].rows.tolist() == [False, True]
 
 
 def test_generated_tokens_are_not_edited(llama, loreft):

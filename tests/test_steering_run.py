@@ -11,6 +11,7 @@ from alignscope.organisms.concept import build_concept_organism
 from alignscope.steering import baselines, evaluate_steering, sweep_steering
 from alignscope.steering.evaluation.report_names import PARTS
 from alignscope.steering.evaluation.report_section import LACKING
+from alignscope.steering.evaluation.steering_run import GivenVector
 
 GRID = [-1, 0, 1]
 
@@ -40,6 +41,19 @@ def vector(organism, subject) -> SteeringVector:
 @pytest.fixture(scope="module")
 def rows(organism) -> list:
     return list(organism.fresh[:40])
+
+
+# ---- the vector
+
+
+@pytest.mark.parametrize(("write", "ending"), [("to_gguf", "gguf"), ("to_svec", "svec"), ("to_steering_vectors", "pt")])
+def test_a_file_of_another_tool_is_refused_with_the_command_that_makes_a_vector_of_it(vector, tmp_path, write, ending):
+    file = getattr(vector, write)(tmp_path / f"v.{ending}").path
+    told = f"a file of another tool .*alignscope steer convert {file} {tmp_path / 'v.safetensors'} --model"
+    with pytest.raises(InputError, match=told):
+        GivenVector.of(file)
+    with pytest.raises(InputError, match="no such file"):
+        GivenVector.of(tmp_path / f"none.{ending}")
 
 
 # ---- the run

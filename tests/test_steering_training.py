@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jaxtyping
 import pytest
 import torch
 from concept_trials import trial
@@ -15,6 +16,8 @@ from alignscope.organisms.concept import ConceptOrganism, build_concept_organism
 from alignscope.probes.block_gradients import flowing_to
 from alignscope.probes.resuming import LowerBlocks
 from alignscope.steering import (
+    Clamp,
+    Factors,
     Positions,
     Site,
     Subspace,
@@ -24,10 +27,12 @@ from alignscope.steering import (
     scan_layers,
     train_cdas,
 )
+from alignscope.steering.describing import held_out_losses
 from alignscope.steering.encoded import RunPair, encode_quadruples, quadruple_encoder, run_pairs
+from alignscope.steering.evaluation.candidates import Candidate
 from alignscope.steering.preparing import prepare
 from alignscope.steering.quadruples import read_quadruples
-from alignscope.steering.separation import auroc, measured_factors
+from alignscope.steering.separation import auroc, measured_factors, oriented
 from alignscope.steering.training import shuffled_batches
 from alignscope.steering.training_rows import TrainingRows, training_rows
 
@@ -140,6 +145,52 @@ def test_a_vector_that_only_elicits_says_so(organism):
     assert any("elicit only" in notice for notice in vector.notices())
 
 
+def test_exchanged_it_says_that_it_only_suppresses(organism):
+    vector = train_cdas(organism.subject, organism.quadruples, layer=1, epochs=1, directions="elicit", loss="kl_source")
+    other = vector.swap()
+    assert Candidate.of(vector).one_way == "one-way: trained to elicit only"
+    assert Candidate.of(other).one_way == "one-way: trained to suppress only"
+    assert [notice.replace("suppress", "elicit") for notice in other.notices()] == list(vector.notices())
+    assert other.notices() != vector.notices()
+    losses, turned = held_out_losses(vector)["after"], held_out_losses(other)["after"]
+    assert turned["suppress"].value == losses["elicit"].value is not None
+    assert turned["elicit"].reason == "not trained to elicit"
+    assert {**other.swap().metadata, "swapped": None} == {**vector.metadata, "swapped": None}
+    assert vector.metadata["settings"]["directions"] == "elicit"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_direction_points_to_the_prompts_with_the_concept(llama, seed):
+    for vector in (
+        train_cdas(llama, WORDS, seed=seed, **FAST),
+        baselines.random_vector(llama, WORDS, layer=1, draw=seed, holdout=0),
+    ):
+        assert float(vector.factors.positive) >= float(vector.factors.negative)
+
+
+def test_turning_a_direction_to_the_concept_changes_no_state():
+    states = torch.randn(4, 9, 8, generator=torch.Generator().manual_seed(0))
+    found = Subspace(states[0].mean(0) - states[1].mean(0))
+    for subspace in (found, Subspace(-found.basis)):
+        factors = measured_factors(subspace, *states)
+        turned, measured = oriented(subspace, factors)
+        again = measured_factors(turned, *states)
+        assert torch.equal(turned.basis, found.basis)
+        for name in ("positive", "negative", "std"):
+            assert torch.equal(getattr(measured, name), getattr(again, name))
+        assert (measured.auroc, measured.n) == (pytest.approx(again.auroc), 9)
+        h = states[2]
+        expected = Clamp(subspace, factors.target(1.5))(h)
+        assert torch.allclose(Clamp(turned, measured.target(1.5))(h), expected, atol=1e-6)
+
+
+def test_of_a_higher_rank_nothing_is_turned():
+    subspace, low, high = direction(8, rank=2), torch.zeros(2), torch.ones(2)
+    kept = oriented(subspace, Factors(low, high))
+    assert kept[0] is subspace
+    assert torch.equal(kept[1].positive, low)
+
+
 # ---- what is kept
 
 
@@ -167,7 +218,7 @@ def test_held_out_prompts_have_a_curve_and_an_auroc(organism):
     assert [point["step"] for point in curve] == [8 * epoch for epoch in range(7)]  # 58 rows: 7 batches of 8 and a rest
     assert curve[-1]["elicit"] < curve[0]["elicit"] / 2
     assert vector.metadata["data"]["n_held_out"] == 14
-    assert vector.factors.auroc in (0.0, 1.0)  # by the sign of w
+    assert vector.factors.auroc == 1.0
 
 
 def test_a_saved_vector_gives_the_same_logits(organism, cdas, tmp_path):
@@ -462,6 +513,21 @@ def test_what_cannot_be_trained_is_refused(llama, change, told):
     arguments = {"quadruples": WORDS, **FAST} | change
     with pytest.raises(InputError, match=told):
         train_cdas(llama, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"batch_size": 2.5}, "batch_size=2.5: expected 1 or more, a whole number"),
+        ({"epochs": "3"}, "epochs=3: expected 1 or more, a whole number"),
+        ({"lr": None}, "lr=None: expected a number above 0"),
+        ({"rank": 1.5}, r"rank 1.5: expected 1 \.\. 32"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(llama, monkeypatch, change, told):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # checked types would refuse them first
+    with pytest.raises(InputError, match=told):
+        train_cdas(llama, WORDS, **FAST | change)
 
 
 def test_few_rows_are_taken_where_asked_for(llama):

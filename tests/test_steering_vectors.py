@@ -1,10 +1,13 @@
 """Steering vectors: exact targets, strength 0 to the bit, files that come back and files that are refused, sets."""
 
 import json
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import jaxtyping
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -17,10 +20,19 @@ import zoo as models
 from alignscope import InputError, SteeringVector, Subject
 from alignscope.probes.padding import padded
 from alignscope.steering import Ablate, Add, Clamp, Factors, Positions, Site, SteeringSet, Subspace
-from alignscope.steering.model_fit import model_fingerprint
+from alignscope.steering.factors import numbers_of
+from alignscope.steering.files import written
+from alignscope.steering.model_fit import FINGERPRINT, model_fingerprint
+from alignscope.steering.sets import LARGEST_CONDITION, condition, joint_clamp
 
 IDS, MASK = padded([[7, 30, 41, 12, 26], [33, 5, 9]], 0, left=True)
 W = torch.randn(32, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """No types are checked at calls, as for users: what a function says of a wrong type itself."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +126,25 @@ class TestEdits:
                 swept = logits(subject)
             assert torch.equal(swept[0], logits(subject)[0])
             assert not torch.equal(swept[1], logits(subject)[1])
+
+    @pytest.mark.parametrize("strengths", [np.array([1.0, -1.0]), torch.tensor([1, -1]), (np.float64(1), -1)])
+    def test_an_array_or_a_tensor_is_a_sequence(self, subject, strengths):
+        assert clamp().edit_for(strengths).target.tolist() == [[3.0], [1.0]]
+        with clamp(subject).applied(subject, [1.0, -1.0]):
+            expected = logits(subject)
+        with clamp(subject).applied(subject, strengths):
+            assert torch.equal(logits(subject), expected)
+
+    @pytest.mark.parametrize("strength", [np.float64(2), np.array(2.0), torch.tensor(2)])
+    def test_an_array_of_no_axis_is_a_number(self, strength):
+        assert numbers_of(strength) == 2.0
+        assert clamp().edit_for(strength).target.tolist() == [4.0]
+
+    @pytest.mark.parametrize("strength", ["10", b"10", None, ["1"], [None], [[1.0], [2.0]], 1j, np.ones((2, 2))])
+    def test_what_is_no_number_is_refused(self, subject, unchecked, strength):
+        for refuse in (clamp().edit_for, lambda s: clamp().applied(subject, s)):
+            with pytest.raises(InputError, match="expected a finite number"):
+                refuse(strength)
 
     def test_an_edit_of_strength_0_edits_nothing(self, subject):
         with subject.editing({Site(1): clamp().edit_for(0.0)}):
@@ -315,6 +346,28 @@ class TestFiles:
             (lambda t, h: h.update(version=2), "version 2, this alignscope reads up to 1"),
             (lambda t, h: h.update(format="other"), "not a steering vector of this tool"),
             (lambda t, h: h.update(positions={"where": "some"}), "positions 'some'"),
+            (lambda t, h: h.update(positions=[1]), r"positions in its header is \[1\], expected an object"),
+            (lambda t, h: h["positions"].update(span=[1]), r"positions.span in its header is \[1\], expected two"),
+            (lambda t, h: h["positions"].update(last="3"), "positions.last in its header is '3'"),
+            (lambda t, h: h.update(prefix=[1]), r"prefix in its header is \[1\], expected a whole number or 'auto'"),
+            (lambda t, h: h.update(factors=[1]), r"factors in its header is \[1\], expected an object"),
+            (lambda t, h: h["factors"].update(auroc=float("nan")), "factors.auroc in its header is nan"),
+            (lambda t, h: h.update(fingerprint="abc"), "fingerprint in its header is 'abc', expected an object"),
+            (lambda t, h: h["fingerprint"].update(n_layers="3"), "fingerprint.n_layers in its header is '3'"),
+            (lambda t, h: h.update(history=5), "history in its header is 5, expected a list of objects"),
+            (lambda t, h: h.update(history=["step"]), "history in its header"),
+            (lambda t, h: h.update(method=5), "method in its header is 5, expected text"),
+            (lambda t, h: h.update(edit=["clamp"]), "edit in its header"),
+            (lambda t, h: h.update(notices="careful"), "notices in its header is 'careful', expected a list of texts"),
+            (lambda t, h: h.update(settings=5), "settings in its header"),
+            (lambda t, h: h["fingerprint"].pop("weights"), "its fingerprint lacks weights"),
+            (lambda t, h: h["fingerprint"].update(weights=None, n_layers=None), "lacks n_layers, weights"),
+            (lambda t, h: t.update({"1.resid_post.factor_std": torch.ones(3, 1)}), r"\(3, 1\): expected \[2, 1\]"),
+            (
+                lambda t, h: [t.update({k: v[None]}) for k, v in t.items() if "factor_p" in k or "factor_n" in k],
+                r"factors of shapes \(1, 1\) and \(1, 1\): expected \[k\]",
+            ),
+            (lambda t, h: t.update({k.replace("post", "mid"): t.pop(k) for k in list(t)}), "component 'resid_mid'"),
         ],
     )
     def test_a_file_that_is_not_right_is_refused_with_the_reason(self, subject, tmp_path, change, message):
@@ -324,8 +377,50 @@ class TestFiles:
         tensors = load_file(file)
         change(tensors, header)
         save_file(tensors, file, metadata={"alignscope": json.dumps(header)})
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=f"^{re.escape(str(file))}: .*{message}"):
             SteeringVector.load(file)
+
+    def test_a_file_of_a_vector_made_by_hand_says_that_it_knows_no_model(self, subject, tmp_path):
+        vector = adding()
+        assert vector.notices() == ()
+        back = SteeringVector.load(vector.save(tmp_path / "a"), subject)
+        assert len(back.notices()) == 1
+        assert "does not say which model the vector was made on" in back.notices()[0]
+        assert back.metadata == vector.metadata
+        with vector.applied(subject):
+            expected = logits(subject)
+        with back.applied(subject):
+            assert torch.equal(logits(subject), expected)
+        known = replace(back, metadata={"fingerprint": model_fingerprint(subject)})
+        assert known.notices() == ()
+        assert SteeringVector.load(known.save(tmp_path / "b")).notices() == ()
+
+    def test_a_fingerprint_has_what_a_file_must_say(self, subject):
+        assert tuple(model_fingerprint(subject)) == FINGERPRINT
+
+    @pytest.mark.parametrize(
+        ("metadata", "message"),
+        [
+            ({"fingerprint": {"hidden_size": 32, "n_layers": 3}}, "lacks model_type, vocab_size, .*weights"),
+            ({"settings": "fast"}, "settings in its header is 'fast'"),
+        ],
+    )
+    def test_what_could_not_be_read_again_is_not_written(self, tmp_path, metadata, message):
+        with pytest.raises(InputError, match=message):
+            adding(metadata=metadata).save(tmp_path / "a")
+        assert not list(tmp_path.iterdir())
+
+    def test_an_error_in_the_middle_leaves_nothing_behind(self, tmp_path):
+        (tmp_path / "a").write_text("old")
+
+        def interrupted() -> None:
+            with written(tmp_path / "a") as temporary:
+                temporary.write_text("half")
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
     def test_a_basis_that_rounding_has_moved_is_taken(self, subject, tmp_path):
         file = clamp(subject).save(tmp_path / "a.safetensors")
@@ -376,6 +471,7 @@ def plane(angle: float, **parts) -> SteeringVector:
 
 
 OBLIQUE = float(torch.tensor(0.6).acos())
+SIXTY = torch.pi / 3
 
 
 class TestSets:
@@ -436,6 +532,55 @@ class TestSets:
                 SteeringSet(vectors)
         assert (len(SteeringSet(vectors, joint=refused is False).notices()) == 1) == noticed
         assert SteeringSet([vectors[0], replace(vectors[1], site=Site(2))]).notices() == ()
+
+    @pytest.mark.parametrize("tilt", [0.0, 1e-3])
+    def test_three_directions_of_which_no_two_agree_may_depend_on_each_other(self, tilt):
+        weight = plane(2 * SIXTY).subspace.basis.clone()
+        weight[0, 2] = tilt
+        vectors = [plane(0.0), plane(SIXTY), replace(plane(0.0), subspace=Subspace(weight))]
+        with pytest.raises(InputError, match=r"vectors 0, 1, 2 at 1\.resid_post: together .* above 39\)"):
+            SteeringSet(vectors)
+        with pytest.raises(InputError, match=r"vectors 1, 2, 3 at 1\.resid_post"):
+            SteeringSet([replace(vectors[0], site=Site(2)), *vectors[:2], replace(vectors[2], edit="ablate")])
+        SteeringSet(vectors, joint=False)
+        for one in range(3):
+            SteeringSet([vector for i, vector in enumerate(vectors) if i != one])
+
+    def test_the_bound_for_three_is_that_of_two(self):
+        angle = torch.tensor(0.95).acos()
+        pair = [plane(0.0).subspace, plane(float(angle)).subspace]
+        assert condition(pair) == pytest.approx(39, rel=1e-4) == LARGEST_CONDITION  # float32 cosines
+        aside = torch.zeros(1, 32)
+        aside[0, 3] = 1
+        assert condition([*pair, Subspace(aside)]) == pytest.approx(condition(pair))
+        assert condition([Subspace(torch.eye(32)[i]) for i in range(4)]) == pytest.approx(1)
+
+    def test_more_directions_than_the_width_depend_on_each_other(self):
+        vectors = [clamp(subspace=Subspace(torch.eye(32)[i : i + 16]), factors=factors(rank=16)) for i in (0, 16)]
+        with pytest.raises(InputError, match="condition inf"):
+            SteeringSet([*vectors, clamp(subspace=Subspace(torch.ones(32)), factors=factors())])
+
+    def test_on_different_positions_directions_are_not_solved_together(self, subject):
+        elsewhere = replace(plane(2 * SIXTY), positions=Positions(prefix=1))
+        for vectors in ([plane(0.0), plane(SIXTY), elsewhere], [plane(2 * SIXTY), elsewhere]):
+            with pytest.raises(InputError, match="different positions"):
+                SteeringSet(vectors).applied(subject)
+
+    def test_strengths_a_row_are_of_one_vector_alone(self, subject, unchecked):
+        with pytest.raises(InputError, match=r"strength=\[1, 2\]: expected a finite number"):
+            SteeringSet([plane(0.0), plane(OBLIQUE)]).applied(subject, [[1, 2], [0, 1]])
+        with pytest.raises(InputError, match="strength='10': expected"):
+            SteeringSet([plane(0.0), plane(OBLIQUE)]).applied(subject, "10")
+
+    def test_the_joint_clamp_has_one_target_for_all_rows(self):
+        edits = [plane(angle).edit_for(1.0, batch=2) for angle in (0.0, OBLIQUE)]
+        with pytest.raises(ValueError, match=r"clamp 0: target of shape \(2, 1\), expected \[1\]"):
+            joint_clamp(edits)
+
+    def test_strengths_of_a_set_may_be_an_array(self, subject):
+        vectors = [plane(0.0), plane(OBLIQUE)]
+        with SteeringSet(vectors).applied(subject, np.array([-1.0, 2.0])):
+            assert torch.allclose(projections(subject, vectors[1]), torch.tensor(2.0), atol=1e-5)
 
     def test_clamps_on_different_positions_have_no_joint_solution(self, subject):
         vectors = [plane(0.0), replace(plane(OBLIQUE), positions=Positions(prefix=1))]

@@ -8,6 +8,7 @@ import torch
 
 from ...probes.inputs import Source
 from ...probes.subject import Subject
+from ..model_fit import require_rank
 from ..preparing import Prepared, prepare
 from ..quadruples import QuadrupleFile
 from ..reading import SharedReading
@@ -27,7 +28,8 @@ def random_vector(
     """A clamp along a random orthonormal basis (Gaussian rows) with the factors that `train_cdas` would give it.
 
     draw: seed of the direction, 0, 1, ...; five are the custom. The option `seed` stays that of the split.
-    Raises InputError as preparing.prepare does; ValueError for a rank outside 1 .. d.
+    Of rank 1 with the sign that makes f+ >= f-, as train_cdas. Raises InputError for a rank outside 1 .. d, and as
+    preparing.prepare does.
     """
     return random_vectors(subject, quadruples, layer=layer, rank=rank, draws=(draw,), **options)[0]
 
@@ -42,6 +44,7 @@ def random_vectors(
     **options: Any,
 ) -> list[SteeringVector]:
     """As `random_vector`, one of every draw; the prompts are read once for all."""
+    require_rank(rank, subject)
     data = prepare(subject, quadruples, layer=layer, **options)
     if not isinstance(data.read, SharedReading):
         data = replace(data, read=SharedReading(subject, [data.site]))
@@ -50,11 +53,11 @@ def random_vectors(
 
 def _drawn(data: Prepared, rank: int, draw: int) -> SteeringVector:
     generator = torch.Generator().manual_seed(draw)
-    subspace = Subspace(torch.randn(rank, data.subject.d_model, generator=generator))
+    subspace, factors = data.clamp_of(Subspace(torch.randn(rank, data.subject.d_model, generator=generator)))
     return SteeringVector(
         site=data.site,
         subspace=subspace,
-        factors=data.factors(subspace),
+        factors=factors,
         positions=data.positions,
         method="random",
         metadata=replace(data, settings=data.settings | {"draw": draw, "rank": rank}).metadata({}),

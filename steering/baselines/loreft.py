@@ -15,7 +15,7 @@ from ..affine import AffineSteering
 from ..descent import required_settings
 from ..edits import Affine
 from ..encoded import EncodedQuadruple
-from ..model_fit import require_layer
+from ..model_fit import require_layer, require_rank
 from ..positions import Positions, prompt_ends
 from ..preparing import prepare
 from ..quadruples import QuadrupleFile
@@ -53,8 +53,7 @@ def fit_loreft(
     layers = [layer] if isinstance(layer, int) else sorted(layer)
     if not layers or len(set(layers)) < len(layers):
         raise InputError(f"layers {layers}: expected one at least, each once")
-    if not 1 <= rank <= subject.d_model:
-        raise InputError(f"rank {rank}: expected 1 .. {subject.d_model}, the width of {subject.name}")
+    require_rank(rank, subject)
     named = isinstance(positions, str) and positions[:1] in "fl"
     data = prepare(subject, quadruples, layer=layers[0], positions="all" if named else positions, **options)
     where: EditPositions = prompt_ends(str(positions), int(data.positions.prefix)) if named else data.positions

@@ -29,13 +29,16 @@ def fit_probe(
 ) -> SteeringVector:
     """Adds the weight of a logistic regression on token states, of unit norm times A; see fit_diffmean for the rest.
 
-    l1: penalty, see `logistic_weight` [reconstructed; AxBench trains by steps of Adam]. InputError for l1 below 0.
+    l1: penalty, see `logistic_weight` [reconstructed; AxBench trains by steps of Adam]. InputError for l1 below 0, and
+    for one that leaves no weight.
     """
     if l1 < 0:
         raise InputError(f"l1={l1}: expected 0 or more")
     data = prepare(subject, quadruples, layer=layer, **options)
     states = training_states(data, tokens)
     weight, shrink = logistic_weight(states, l1=l1)
+    if not weight.any() and (least := least_l1(states)) > 0:
+        raise InputError(f"l1={l1}: from {least:.3g} on the penalty keeps every weight of the probe at 0; lower it")
     notices = () if shrink <= 1e-4 else (f"the probe was still moving when it was stopped ({shrink:.2g} a step)",)
     settings = {"tokens": tokens, "l1": l1}
     return added(data, weight, states, method="probe", norm=norm, settings=settings, notices=notices)
@@ -47,12 +50,8 @@ def logistic_weight(states: States, *, l1: float | int, steps: int = STEPS) -> t
     m: mean state, s: root mean square length of h - m over sqrt(d), which makes l1 free of the scale of the model. Both
     classes weigh half. Accelerated proximal gradient (FISTA) with restarts, float64. The last step is relative to |w|.
     """
-    h = torch.cat([states.positive, states.negative])
-    centred = h - h.mean(0)
-    spread = centred.square().mean().sqrt()
-    if float(spread) == 0:
-        raise InputError(f"{len(h)} equal states: nothing to tell apart")
-    x = torch.cat([centred / spread, torch.ones(len(h), 1, dtype=h.dtype)], dim=1)  # the last weight is b
+    h, spread = _centred(states)
+    x = torch.cat([h / spread, torch.ones(len(h), 1, dtype=h.dtype)], dim=1)  # the last weight is b
     sizes = len(states.positive), len(states.negative)
     y = torch.cat([torch.ones(sizes[0]), torch.zeros(sizes[1])]).to(h)
     share = torch.cat([torch.full((n,), 0.5 / n, dtype=h.dtype) for n in sizes])
@@ -71,3 +70,22 @@ def logistic_weight(states: States, *, l1: float | int, steps: int = STEPS) -> t
         if moved < 1e-9:
             break
     return w[:-1] / spread, moved
+
+
+def least_l1(states: States) -> float:
+    """The least penalty that keeps w of `logistic_weight` at 0: max |mean positive - mean negative| / (4 s).
+
+    The largest slope of the mean BCE at w = b = 0, where both classes are predicted at 1/2.
+    """
+    difference = states.positive.mean(0) - states.negative.mean(0)
+    return float(difference.abs().max() / (4 * _centred(states)[1]))
+
+
+def _centred(states: States) -> tuple[Tensor, Tensor]:
+    """h - m [n, d], positive states first, and s."""
+    h = torch.cat([states.positive, states.negative])
+    centred = h - h.mean(0)
+    spread = centred.square().mean().sqrt()
+    if float(spread) == 0:
+        raise InputError(f"{len(h)} equal states: nothing to tell apart")
+    return centred, spread

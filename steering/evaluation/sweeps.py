@@ -17,7 +17,7 @@ from ...probes.inputs import Source
 from ...probes.shards import Progress
 from ...probes.subject import Subject
 from ..encoded import quadruple_encoder
-from ..factors import finite
+from ..factors import numbers_of
 from ..quadruples import QuadrupleFile
 from .applying import Steering
 from .asked import AskedFile, AskedPrompt, encoded, read_asked
@@ -168,10 +168,17 @@ def _grid(strengths: Strengths) -> dict[str, list[float]]:
     given = strengths if isinstance(strengths, Mapping) else dict.fromkeys(DIRECTIONS, strengths)
     if unknown := given.keys() - {*DIRECTIONS}:
         raise InputError(f"strengths of '{sorted(unknown)[0]}': expected directions {' and '.join(DIRECTIONS)}")
-    grid = {name: sorted({finite(s) + 0.0 for s in values}) for name, values in given.items()}
+    grid = {name: _ascending(values) for name, values in given.items()}
     if not grid or not all(grid.values()):
         raise InputError("no strengths to try")
     return grid
+
+
+def _ascending(strengths: object) -> list[float]:
+    found = numbers_of(strengths)
+    if not isinstance(found, list):
+        raise InputError(f"strengths={found:g}: expected a sequence of them, such as [{found:g}]")
+    return sorted({strength + 0.0 for strength in found})  # -0.0 is 0.0
 
 
 def _require_halves(file: AskedFile, grid: Mapping[str, Sequence[float]], split: float) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,8 @@ import torch
 
 from ...errors import InputError
 from ...probes.gguf_file import read_gguf
-from ..files import header_text
-from .directions import Export, added, directions, losses
+from ..files import header_text, written
+from .directions import Export, added, directions, losses, own_headers
 
 if TYPE_CHECKING:
     from ..vector import PathLike, SteeringVector
@@ -34,11 +35,8 @@ def write_control_vector(vectors: Sequence["SteeringVector"], path: "PathLike") 
         raise InputError(f"{file}: layer 0: llama.cpp rejects direction.0; choose a vector of a later block")
     lost = {str(vector.site.layer): losses(vector) for vector in vectors}
     headers = {str(v.site.layer): json.loads(header_text(v, lost=lost[str(v.site.layer)])) for v in vectors}
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        writer = gguf.GGUFWriter(str(temporary), ARCHITECTURE)
-        hint = vectors[0].fingerprint.get("model_type")
+    hint = vectors[0].fingerprint.get("model_type")
+    with written(file) as temporary, closing(gguf.GGUFWriter(str(temporary), ARCHITECTURE)) as writer:
         writer.add_string(f"{ARCHITECTURE}.model_hint", str(hint or "unknown"))
         writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(found))
         writer.add_string(OURS, json.dumps(headers, allow_nan=False))
@@ -47,10 +45,6 @@ def write_control_vector(vectors: Sequence["SteeringVector"], path: "PathLike") 
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-        writer.close()
-        temporary.replace(file)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be written ({error.strerror}); choose another place") from error
     return Export(path=file, lost=tuple(dict.fromkeys(line for lines in lost.values() for line in lines)))
 
 
@@ -74,9 +68,9 @@ def read_control_vector(path: "PathLike") -> list["SteeringVector"]:
         found[int(number)] = torch.from_numpy(tensor.data.copy())
     try:
         ours = json.loads(_string(reader, OURS) or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: its {OURS} is not JSON; write the file again") from error
-    headers = {int(layer): header for layer, header in ours.items()}
+    headers = own_headers(ours, file)
     hint = _string(reader, f"{ARCHITECTURE}.model_hint")
     return added(found, headers, file, source_format="gguf", model_hint=hint)
 

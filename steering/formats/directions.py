@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...probes.subject import Site
-from ..files import FORMAT, header_fields
+from ..files import FORMAT, KEY, header_fields
+from ..header_kinds import require_kinds
 from ..positions import Positions
 from ..vector import SteeringVector
 
@@ -71,6 +72,17 @@ def losses(vector: SteeringVector, *, everywhere: bool = True, metadata: bool = 
     return lost
 
 
+def own_headers(content: object, where: Path) -> dict[int, dict[str, Any]]:
+    """Layer -> our own JSON, of what a file has of it: {"layer": header}, or nothing. InputError for anything else."""
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(
+        str(layer).isdecimal() and isinstance(header, dict) for layer, header in content.items()
+    ):
+        raise InputError(f"{where}: its '{KEY}' part is {content!r:.60}, expected {{layer: header}}; write it again")
+    return {int(layer): header for layer, header in content.items()}
+
+
 def added(
     found: Mapping[int, Tensor], headers: Mapping[int, Mapping[str, Any]], where: Path, **metadata: Any
 ) -> list[SteeringVector]:
@@ -82,11 +94,16 @@ def added(
     for layer, values in sorted(found.items()):
         if values.ndim != 1 or not values.is_floating_point() or not torch.isfinite(values).all() or not values.any():
             raise InputError(f"{where}, layer {layer}: not a direction (expected finite numbers [d], not all 0)")
-        header = headers.get(layer) or {}
-        fields = header_fields(header) if header.get("format") == FORMAT else {}
-        made = fields.pop("edit", "add")
-        own = {**metadata, **fields.pop("metadata", {})} | ({"exported_from": made} if made != "add" else {})
-        vectors.append(SteeringVector.adding(values.clone(), Site(layer), metadata=own, **fields))
+        header = headers.get(layer, {})
+        own_header = header if header.get("format") == FORMAT else {}
+        require_kinds(own_header, f"{where}, layer {layer}")
+        try:
+            fields = header_fields(own_header) if own_header else {}
+            made = fields.pop("edit", "add")
+            own = {**metadata, **fields.pop("metadata", {})} | ({"exported_from": made} if made != "add" else {})
+            vectors.append(SteeringVector.adding(values.clone(), Site(layer), metadata=own, **fields))
+        except ValueError as error:
+            raise InputError(f"{where}, layer {layer}: {error}") from error
     if not vectors:
         raise InputError(f"{where}: holds no direction")
     return vectors

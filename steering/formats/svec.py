@@ -9,7 +9,7 @@ import torch
 
 from ...errors import InputError
 from ..files import header_text, write_bytes
-from .directions import Export, added, directions, losses
+from .directions import Export, added, directions, losses, own_headers
 
 if TYPE_CHECKING:
     from ..vector import PathLike, SteeringVector
@@ -40,11 +40,10 @@ def read_svec(path: "PathLike") -> list["SteeringVector"]:
     file = Path(path)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        ours = content.get(OURS) or {}
         found = {int(layer): torch.tensor(values).float() for layer, values in content["directions"].items()}
-        headers = {int(layer): header for layer, header in ours.items()}
     except OSError as error:
         raise InputError(f"{file}: not readable ({error.strerror})") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{file}: not a .svec file; expected JSON with `directions`: {{layer: numbers}}") from error
+    headers = own_headers(content.get(OURS), file)
     return added(found, headers, file, source_format="svec", model_hint=content.get("model_type"))

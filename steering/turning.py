@@ -1,0 +1,27 @@
+"""What does a vector with f+ and f- exchanged say of its making? What taught it to elicit teaches to suppress now."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .encoded import DIRECTIONS
+from .preparing import one_way
+
+_ELICIT, _SUPPRESS = (name for name in DIRECTIONS if name != "both")
+_OTHER = {_ELICIT: _SUPPRESS, _SUPPRESS: _ELICIT}
+
+
+def turned(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """With elicit and suppress exchanged in settings["directions"], its notice and the held-out losses; `swapped` told.
+
+    Twice is as it was, but for `swapped`, which is False then.
+    """
+    found = {**metadata, "swapped": not metadata.get("swapped", False)}
+    settings, metrics = metadata.get("settings") or {}, metadata.get("metrics") or {}
+    if (made := settings.get("directions")) in _OTHER:
+        found["settings"] = {**settings, "directions": _OTHER[made]}
+        notices = dict(zip(one_way(made), one_way(_OTHER[made]), strict=True))
+        found["notices"] = [notices.get(told, told) for told in metadata.get("notices") or ()]
+    if curve := metrics.get("held_out"):
+        exchanged = [{_OTHER.get(key, key): value for key, value in point.items()} for point in curve]
+        found["metrics"] = {**metrics, "held_out": exchanged}
+    return found
