@@ -21,7 +21,7 @@ from .model_fit import model_fingerprint, require_layer
 from .positions import Positions
 from .quadruples import QuadrupleFile, read_quadruples, require_enough, split
 from .reading import Reading, read_states, states_at
-from .separation import measured_factors, oriented
+from .separation import measured_factors
 from .subspace import Subspace
 
 
@@ -53,10 +53,6 @@ class Prepared:
     def factors(self, subspace: Subspace) -> Factors:
         """f+ and f- along S: mean coordinates of the source states, AUROC on the prompts held out."""
         return measured_factors(subspace, *self.source_states(), *self.source_states(held=True))
-
-    def clamp_of(self, subspace: Subspace) -> tuple[Subspace, Factors]:
-        """What a clamp along S is made of: S and its factors, of rank 1 with the sign of w that makes f+ >= f-."""
-        return oriented(subspace, self.factors(subspace))
 
     def metadata(self, metrics: dict[str, Any], notices: Sequence[str] = ()) -> dict[str, Any]:
         """For SteeringVector.metadata: all that made the vector, as JSON values."""

@@ -20,6 +20,7 @@ from .positions import Positions
 from .preparing import Prepared, one_way, prepare
 from .quadruples import QuadrupleFile
 from .reading import Reading, read_states
+from .separation import oriented
 from .subspace import Subspace
 from .training_rows import TrainingRows, training_rows
 from .vector import SteeringVector
@@ -105,7 +106,7 @@ def train_cdas(
         rows, told = _rows(data, data.train, directions, cache_bytes)
         held = _rows(data, data.held, directions, cache_bytes)[0] if data.held else None
         fit, curve = _fitted(data, rows, held, settings, progress)
-    subspace, factors = data.clamp_of(fit.subspace)
+    subspace, factors = oriented(fit.subspace, data.factors(fit.subspace))
     metrics = {"loss": loss, "held_out": curve, "share_at_ceiling": fit.share_at_ceiling, "n_tokens": fit.n_tokens}
     data.settings.update(settings | {"cache_bytes": cache_bytes, "base_cached": rows.lower is not None})
     return SteeringVector(

@@ -161,11 +161,8 @@ def test_exchanged_it_says_that_it_only_suppresses(organism):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_direction_points_to_the_prompts_with_the_concept(llama, seed):
-    for vector in (
-        train_cdas(llama, WORDS, seed=seed, **FAST),
-        baselines.random_vector(llama, WORDS, layer=1, draw=seed, holdout=0),
-    ):
-        assert float(vector.factors.positive) >= float(vector.factors.negative)
+    vector = train_cdas(llama, WORDS, seed=seed, **FAST)
+    assert float(vector.factors.positive) >= float(vector.factors.negative)
 
 
 def test_turning_a_direction_to_the_concept_changes_no_state():

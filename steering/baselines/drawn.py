@@ -53,11 +53,11 @@ def random_vectors(
 
 def _drawn(data: Prepared, rank: int, draw: int) -> SteeringVector:
     generator = torch.Generator().manual_seed(draw)
-    subspace, factors = data.clamp_of(Subspace(torch.randn(rank, data.subject.d_model, generator=generator)))
+    subspace = Subspace(torch.randn(rank, data.subject.d_model, generator=generator))  # the same whatever the rows say
     return SteeringVector(
         site=data.site,
         subspace=subspace,
-        factors=factors,
+        factors=data.factors(subspace),
         positions=data.positions,
         method="random",
         metadata=replace(data, settings=data.settings | {"draw": draw, "rank": rank}).metadata({}),
