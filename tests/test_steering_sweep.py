@@ -18,7 +18,7 @@ from alignscope.steering.evaluation import KeywordScorer, sweep
 from alignscope.steering.evaluation.asked import read_asked
 from alignscope.steering.evaluation.generating import PromptNoise, Wanted, generate_steered
 from alignscope.steering.evaluation.kept import vector_key
-from alignscope.steering.evaluation.sweeps import _grid
+from alignscope.steering.evaluation.sweeps import grid_of
 
 PROMPTS = letters(6, longest=14)
 STRENGTHS = [-2, 0, 1, 2.5]
@@ -155,11 +155,11 @@ def test_suppression_rates_the_absence_and_has_a_grid_of_its_own(subject):
 def test_strengths_that_are_no_sequence_of_numbers_are_refused(monkeypatch, strengths):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # checked types would refuse them first
     with pytest.raises(InputError, match=r"strengths?=.*: expected"):
-        _grid(strengths)
+        grid_of(strengths)
 
 
 def test_a_grid_is_ascending_and_each_strength_once():
-    assert _grid([2, -0.0, np.float64(1), 2]) == {"elicit": [0.0, 1.0, 2.0], "suppress": [0.0, 1.0, 2.0]}
+    assert grid_of([2, -0.0, np.float64(1), 2]) == {"elicit": [0.0, 1.0, 2.0], "suppress": [0.0, 1.0, 2.0]}
 
 
 def test_rating_is_told_answer_by_answer(subject):

@@ -4,7 +4,8 @@ Three exponentials a logit, in three arrays that are used again and again, so th
 where every logit is finite.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -41,6 +42,31 @@ class RowSums:
     support: Int[Tensor, "n"]
     broken: Bool[Tensor, "n"]  # a NaN, a +inf, or everything excluded
     unsupported: Bool[Tensor, "n"]  # the reference excludes what the policy allows: q is a point mass
+
+    @classmethod
+    def of(
+        cls,
+        peaks: Sequence[Tensor],
+        normalizers: Sequence[Float[Tensor, "n"]] | Float[Tensor, "3 n"],
+        means: Sequence[Float[Tensor, "n"]] | Float[Tensor, "3 n"],
+        **status: Tensor,
+    ) -> "RowSums":
+        """From policy, reference and d: their peaks, logsumexp(z), and mean d under softmax(z); status: the rest."""
+        (lse_p, lse_r, lse_q), (mean_p, mean_r, mean_q) = normalizers, means
+        gap = lse_p - lse_r
+        return cls(
+            policy_peaks=peaks[0],
+            reference_peaks=peaks[1],
+            change_peaks=peaks[2],
+            policy_normalizer=lse_p,
+            reference_normalizer=lse_r,
+            change_normalizer=lse_q,
+            entropy=(lse_q - mean_q).clamp(min=0.0),
+            kl=mean_p - gap,
+            reverse_kl=gap - mean_r,
+            log_ratio_normalizer=lse_q - gap,
+            **status,
+        )
 
     def at(self, positions: slice) -> "RowSums":
         """Those of some positions."""
@@ -87,28 +113,26 @@ def row_sums(
         totals.add("policy_change", weights, -gap * counted / total)
 
     lse_q, total, mean_q = _weighted(log_q, change_peaks, d, weights, products)
-    entropy = (lse_q - mean_q).clamp(min=0.0)
     if totals is not None:
         totals.add("q_total", weights, counted / total)
 
-    kl, reverse_kl = mean_p - gap, gap - mean_r
-    if odd is not None:
-        kl, reverse_kl = kl.masked_fill(infinite, torch.inf), reverse_kl.masked_fill(reverse_infinite, torch.inf)
-        lse_q, entropy = lse_q.masked_fill(unsupported, torch.inf), entropy.masked_fill(unsupported, 0.0)
-    return RowSums(
-        policy_peaks=policy_peaks,
-        reference_peaks=reference_peaks,
-        change_peaks=change_peaks,
-        policy_normalizer=lse_p,
-        reference_normalizer=lse_r,
-        change_normalizer=lse_q,
-        entropy=entropy,
-        kl=kl,
-        reverse_kl=reverse_kl,
-        log_ratio_normalizer=lse_q - gap,
+    rows = RowSums.of(
+        (policy_peaks, reference_peaks, change_peaks),
+        (lse_p, lse_r, lse_q),
+        (mean_p, mean_r, mean_q),
         support=torch.full((n,), vocab, device=d.device) if odd is None else odd.support,
         broken=broken,
         unsupported=unsupported,
+    )
+    if odd is None:
+        return rows
+    return replace(
+        rows,
+        kl=rows.kl.masked_fill(infinite, torch.inf),
+        reverse_kl=rows.reverse_kl.masked_fill(reverse_infinite, torch.inf),
+        change_normalizer=lse_q.masked_fill(unsupported, torch.inf),
+        log_ratio_normalizer=rows.log_ratio_normalizer.masked_fill(unsupported, torch.inf),
+        entropy=rows.entropy.masked_fill(unsupported, 0.0),
     )
 
 

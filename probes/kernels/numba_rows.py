@@ -20,6 +20,7 @@ from .numba_tiles import in_order, summing
 from .sharing import side_by_side, workers
 
 CHUNK = 2048  # columns worked on at a time: three arrays of them stay in the cache
+ROOM = 256  # tokens that reach a bound, a row, before the row is read once more
 NAMES = ("q_total", "policy_total", "reference_total", "policy_change")
 
 LOWEST = -708.0  # exp below it is not normal; such a weight counts as 3e-308
@@ -77,10 +78,11 @@ class FusedRows:
         """As plausible_tokens.reaching_tokens."""
         sides = policy, reference, rows.policy_peaks, rows.reference_peaks, policy_bound, reference_bound
         arrays = [_plain(side) for side in sides]
-        found = np.empty((2, 0), dtype=np.int64)
-        found = np.empty((2, _reaching(*arrays, found)), dtype=np.int64)
-        _reaching(*arrays, found)
-        position, token = torch.from_numpy(found)
+        found = np.empty((2, ROOM * len(policy)), dtype=np.int64)
+        if (count := _reaching(*arrays, found)) > found.shape[1]:
+            found = np.empty((2, count), dtype=np.int64)
+            _reaching(*arrays, found)
+        position, token = torch.from_numpy(found[:, :count])
         return position, token
 
     def _room(self, count: int, vocab: int, totals: bool) -> list[tuple[np.ndarray, ...]]:
@@ -99,22 +101,13 @@ def _plain(numbers: Tensor) -> np.ndarray:
 
 def _result(sums: Float[Tensor, "3 3 n"], peaks: list[Tensor], vocab: int) -> RowSums:
     """sums: of policy, reference and d, the shift, sum exp(z - shift) and sum d exp(z - shift)."""
-    lse_p, lse_r, lse_q = sums[:, 0] + sums[:, 1].log()
-    mean_p, mean_r, mean_q = sums[:, 2] / sums[:, 1]
-    gap = lse_p - lse_r
-    nowhere = torch.zeros(len(gap), dtype=torch.bool)
-    return RowSums(
-        policy_peaks=peaks[0],
-        reference_peaks=peaks[1],
-        change_peaks=peaks[2],
-        policy_normalizer=lse_p,
-        reference_normalizer=lse_r,
-        change_normalizer=lse_q,
-        entropy=(lse_q - mean_q).clamp(min=0.0),
-        kl=mean_p - gap,
-        reverse_kl=gap - mean_r,
-        log_ratio_normalizer=lse_q - gap,
-        support=torch.full((len(gap),), vocab),
+    n = sums.shape[-1]
+    nowhere = torch.zeros(n, dtype=torch.bool)
+    return RowSums.of(
+        peaks,
+        sums[:, 0] + sums[:, 1].log(),
+        sums[:, 2] / sums[:, 1],
+        support=torch.full((n,), vocab),
         broken=nowhere,
         unsupported=nowhere,
     )

@@ -24,7 +24,7 @@ from .named_scorers import named_scorer
 from .ratings import Scorer
 from .report_names import OF_SWEEP
 from .report_parts import Part, rehomed, with_texts
-from .sweeps import Strengths, Sweep, sweep
+from .sweeps import Strengths, Sweep, grid_of, sweep
 
 CHOSEN = "the highest mean score of the prompts that choose; ties to the smallest |strength|"
 
@@ -48,8 +48,7 @@ class SweepRequest:
 
 def require_grid(vector: SteeringVector, strengths: Strengths) -> None:
     """InputError for a strength that the vector does not know, before anything is made."""
-    grids = strengths.values() if isinstance(strengths, Mapping) else [strengths]
-    for strength in {float(s) for grid in grids for s in grid}:
+    for strength in {strength for grid in grid_of(strengths).values() for strength in grid}:
         vector.edit_for(strength)
 
 

@@ -106,7 +106,7 @@ def sweep(
     Raises InputError for prompts, strengths or settings that cannot be used, answers in `out` that were made otherwise,
     and a scorer that rates nothing, or outside [0, 2].
     """
-    grid = _grid(strengths)
+    grid = grid_of(strengths)
     encoder = quadruple_encoder(subject, template, "none", "prompts")
     file = encoded(read_asked(prompts, concept=concept, direction=direction), encoder, max_new_tokens)
     _require_halves(file, grid, split)
@@ -163,7 +163,7 @@ def sweep(
     )
 
 
-def _grid(strengths: Strengths) -> dict[str, list[float]]:
+def grid_of(strengths: Strengths) -> dict[str, list[float]]:
     """Direction -> strengths, ascending, each once."""
     given = strengths if isinstance(strengths, Mapping) else dict.fromkeys(DIRECTIONS, strengths)
     if unknown := given.keys() - {*DIRECTIONS}:
