@@ -4,6 +4,7 @@ Calls run in turn, round by round, so that a slow minute of the machine hits all
 Memory is measured apart from time, every call in a process of its own.
 """
 
+import ctypes
 import multiprocessing
 import operator
 import os
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 COLUMNS = ("id", "what", "ratio", "low", "high", "goal", "met", "limit", "note")
+_M_MMAP_THRESHOLD, _MAPPED = -3, 2**16  # of glibc's mallopt: blocks above so many bytes are mapped, each by itself
 FOREIGN = 0.5  # cores that others may keep busy; above it a time shows nothing about a goal
 _COMPARE = {"<=": operator.le, ">=": operator.ge}
 
@@ -104,7 +106,9 @@ def time_ratio(id: str, what: str, timing: Timing, over: str, under: str, *, goa
 def peak_megabytes(prepare: Callable[..., Call], *arguments: Any, threads: int) -> float:
     """Growth of resident memory, in MB, during the call that prepare(*arguments) returns; what it needs is made before.
 
-    A new process for every measurement, forked from one that has imported the benchmarks and run nothing.
+    A new process for every measurement, forked from one that has imported the benchmarks and run nothing. Freed tensors
+    go back to the system at once (under glibc), so that the peak is what the call holds: as it comes, malloc keeps some
+    of them, other ones every time, and the same call differs by over 100 MB.
     RuntimeError (BrokenProcessPool) where it is killed, as for lack of memory.
     """
     context = multiprocessing.get_context("forkserver")
@@ -141,9 +145,16 @@ def _resident_megabytes() -> float:
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+def _return_what_is_freed() -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not there under other C libraries
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _MAPPED)  # set by hand it also stops to grow with what is freed
+
+
 def _peak(prepare: Callable[..., Call], arguments: tuple[Any, ...], threads: int) -> float:
     """The largest resident size seen during the call, sampled every millisecond, over the size before it."""
     torch.set_num_threads(threads)
+    _return_what_is_freed()
     call = prepare(*arguments)
     before, seen, done = _resident_megabytes(), 0.0, threading.Event()
 

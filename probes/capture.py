@@ -56,6 +56,30 @@ def rows_at(rows: Int[Tensor, "n"], columns: Int[Tensor, "n"]) -> Reducer:
     return keep
 
 
+def places(at: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
+    """Row and column of the tokens at[k] of every row k, row by row."""
+    rows = torch.arange(len(at)).repeat_interleave(torch.tensor([len(some) for some in at]))
+    return rows, torch.tensor([column for some in at for column in some], dtype=torch.long)
+
+
+def last_residuals(
+    subject: Any,
+    input_ids: Int[Tensor, "B T"],
+    attention_mask: Int[Tensor, "B T"],
+    rows: Int[Tensor, "n"],
+    columns: Int[Tensor, "n"],
+) -> Float[Tensor, "n d"]:
+    """What the final norm reads at n places, in the model's dtype; unlike `trace` with the caller's gradient mode.
+
+    subject: a carrier with an anatomy. The head runs on one column of every row.
+    """
+    first = torch.zeros(len(input_ids), 1, dtype=torch.long)
+    keep, last = rows_at(rows, columns), subject.n_layers
+    with capturing(subject.anatomy.blocks, reduce=keep, attention_mask=attention_mask, layers=[last]) as kept:
+        subject.logits(input_ids, attention_mask, positions=first)
+    return kept[last]
+
+
 def means_at(rows: Int[Tensor, "n"], columns: Int[Tensor, "n"]) -> Reducer:
     """A reducer that keeps the mean of h[rows, columns] of every row 0..max(rows), [B, d]; summed in float64."""
     places = rows_at(rows, columns)

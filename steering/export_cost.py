@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..diagnose.report import Estimate
 from ..diagnose.statistics import cluster_bootstrap, estimate_from
 from ..errors import InputError
 from ..probes.huggingface import HuggingFaceSubject
 from ..probes.inputs import PromptFile, Source
+from ..probes.kernels.row_values import row_values
 from ..probes.scored_rows import TokenSequence
 from ..probes.shards import Progress
 from ..probes.subject import Subject
@@ -96,7 +98,10 @@ def export_cost(
 
 def _divergences(runs: Runs, edits: Edits, exported: Edits) -> np.ndarray:
     """[n, 2] float64: KL of the edits to the exported ones and to none, at every token of the answers."""
-    chosen = list(range(len(runs)))
-    mask = runs.mask(chosen)
-    steered, added, off = (runs.logits(one, chosen).cpu()[mask].double() for one in (edits, exported, {}))
-    return torch.stack([kl_source(added, steered), kl_source(off, steered)], dim=1).numpy()
+    steered, added, off = (runs.residuals(one, range(len(runs))) for one in (edits, exported, {}))
+
+    def divergence(h: Tensor, part: slice) -> Tensor:
+        return kl_source(runs.subject.readout(h).double(), runs.subject.readout(steered[part]).double())
+
+    found = [row_values(divergence, h, runs.subject.vocab_size) for h in (added, off)]
+    return torch.stack(found, dim=1).cpu().numpy()

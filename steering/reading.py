@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..probes.capture import rows_at
+from ..probes.capture import places, rows_at
 from ..probes.encoding import Ids
 from ..probes.padding import padded
 from ..probes.scored_rows import batches
@@ -79,9 +79,9 @@ def read_sites(
         ids, mask = padded([rows[i] for i in chosen], 0)
         here = [at[i] for i in chosen]
         there = [() if last_at is None else last_at[i] for i in chosen]
-        readers = {site: _Reader(*_places(here)) for site in sites}
+        readers = {site: _Reader(*places(here)) for site in sites}
         with subject.editing(readers):
-            last = subject.trace(ids, mask, reduce=rows_at(*_places(there)), layers=[top])[top]
+            last = subject.trace(ids, mask, reduce=rows_at(*places(there)), layers=[top])[top]
         residuals = last.split([len(some) for some in there])
         parts: dict[Site, Sequence[Tensor]] = {}
         for site, reader in readers.items():
@@ -116,12 +116,6 @@ class SharedReading:
         if asked not in self._kept:
             self._kept[asked] = read_sites(subject, self.sites, rows, at, last_at)
         return [(states[site], last) for states, last in self._kept[asked]]
-
-
-def _places(at: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
-    """Row and column of the tokens at[k] of every row k, row by row."""
-    rows = torch.arange(len(at)).repeat_interleave(torch.tensor([len(some) for some in at]))
-    return rows, torch.tensor([column for some in at for column in some], dtype=torch.long)
 
 
 def states_at(

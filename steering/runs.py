@@ -4,14 +4,17 @@ Blocks below the lowest edit give what they gave before, so their outputs are ke
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
+from ..probes.capture import last_residuals, places
 from ..probes.kernels.logprobs import token_log_probs
+from ..probes.kernels.row_values import RowValues, row_values
 from ..probes.padding import padded
 from ..probes.resuming import LowerBlocks, inputs_of, stacked
 from ..probes.scored_rows import TokenSequence, batches
@@ -41,32 +44,29 @@ class Runs:
         """What `keep` holds, in float32."""
         return sum(len(run.ids) for run in self.sequences) * self.subject.d_model * 4
 
-    def mask(self, chosen: Sequence[int]) -> Bool[Tensor, "B R"]:
-        """Which places of `logits` predict a response token."""
-        counts = torch.tensor([self.sequences[k].n_scored for k in chosen])
-        return torch.arange(int(counts.max())) < counts[:, None]
-
-    def logits(self, edits: Edits, chosen: Sequence[int]) -> Float[Tensor, "B R V"]:
-        """What predicts the response tokens of these runs under the edits, padded on the right."""
+    def residuals(self, edits: Edits, chosen: Sequence[int]) -> Float[Tensor, "n d"]:
+        """The last residuals that predict the response tokens of these runs, in order; with gradient to the edits."""
         runs = [self.sequences[k] for k in chosen]
         ids, mask = padded([run.ids for run in runs], 0)
-        columns = torch.zeros(len(runs), max(run.n_scored for run in runs), dtype=torch.long)
-        for row, run in enumerate(runs):
-            columns[row, : run.n_scored] = torch.tensor(predicting(run))
+        rows, columns = places([predicting(run) for run in runs])
         prompts = torch.tensor([run.start for run in runs])
-        with announced_prompts(prompts), self.subject.editing(edits):
-            if self.lower is None:
-                return self.subject.logits(ids, mask, columns)
-            with self.lower.giving(stacked([self.base[k] for k in chosen])):
-                return self.subject.logits(ids, mask, columns)
+        with announced_prompts(prompts), self.subject.editing(edits), ExitStack() as stack:
+            if self.lower is not None:
+                stack.enter_context(self.lower.giving(stacked([self.base[k] for k in chosen])))
+            return last_residuals(self.subject, ids, mask, rows, columns)
+
+    def token_values(self, values: RowValues, edits: Edits, chosen: Sequence[int]) -> Float[Tensor, "n"]:
+        """values(residuals, part) of each response token, logits of few at a time: see kernels/row_values.py."""
+        return row_values(values, self.residuals(edits, chosen), self.subject.vocab_size)
 
     def token_log_probs(self, edits: Edits, chosen: Sequence[int]) -> tuple[Float[Tensor, "_"], ...]:
         """log pi of each response token under the edits, nats, float64, a tensor a run; with gradient to the edits."""
-        logits = self.logits(edits, chosen)
-        ids = [i for k in chosen for i in response(self.sequences[k])]
-        targets = torch.tensor(ids, device=logits.device)
-        found = token_log_probs(logits[self.mask(chosen).to(logits.device)], targets)
-        return found.split([self.sequences[k].n_scored for k in chosen])
+        targets = torch.tensor([i for k in chosen for i in response(self.sequences[k])], device=self.subject.device)
+
+        def values(h: Tensor, part: slice) -> Tensor:
+            return token_log_probs(self.subject.readout(h), targets[part])
+
+        return self.token_values(values, edits, chosen).split([self.sequences[k].n_scored for k in chosen])
 
     def keep(self, count: int, trial: Callable[[Sequence[int]], Edits]) -> str | None:
         """Have the runs start behind the first `count` blocks; or why not.
@@ -83,13 +83,25 @@ class Runs:
             found |= dict(zip(order[batch], inputs_of(self.subject, count, ids, mask), strict=True))
         first = order[:: max(1, len(order) // 8)][:8]  # long and short ones
         with torch.no_grad():
-            whole = self.logits(trial(first), first)
+            whole = self.residuals(trial(first), first)
             self.lower, self.base = lower, [found[k] for k in range(len(self))]
-            off = float((self.logits(trial(first), first) - whole).abs().max() / whole.abs().max().clamp(min=1.0))
+            off = self._off(self.residuals(trial(first), first), whole)
         if off <= AGREE:
             return None
         self.lower, self.base = None, []
         return f"going on from block {count} misses the logits by {off:.2g} of the largest (allowed: {AGREE:g})"
+
+    def _off(self, found: Float[Tensor, "n d"], whole: Float[Tensor, "n d"]) -> float:
+        """By how much the logits of residuals miss others, as a share of the largest of those, or of 1."""
+
+        def largest(h: Tensor, part: slice) -> Tensor:
+            return self.subject.readout(h).abs().amax(-1)
+
+        def difference(h: Tensor, part: slice) -> Tensor:
+            return (self.subject.readout(h) - self.subject.readout(whole[part])).abs().amax(-1)
+
+        scale = row_values(largest, whole, self.subject.vocab_size).max().clamp(min=1.0)
+        return float(row_values(difference, found, self.subject.vocab_size).max() / scale)
 
 
 def blocks_below(site: Site) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..probes.resuming import LowerBlocks
@@ -43,21 +43,21 @@ class TrainingRows:
         The gradient reaches S alone.
         """
         chosen = rows.tolist()
-        real = self._mask(chosen)
-        logits = self.logits(subspace, chosen)[real.to(self.subject.device)]
-        with torch.no_grad():
-            target = self.subject.readout(torch.cat(self._targets(chosen)))
-        ids = [i for k in chosen for i in response(self.pairs[k].base)]
-        return token_losses(loss, logits, target, torch.tensor(ids, device=logits.device))
+        wanted = torch.cat(self._targets(chosen))
+        ids = torch.tensor([i for k in chosen for i in response(self.pairs[k].base)], device=wanted.device)
 
-    def logits(self, subspace: Subspace | None, chosen: Sequence[int]) -> Float[Tensor, "B R V"]:
-        """What predicts the response tokens of these base runs, padded on the right; edited unless S is None."""
-        return self.runs.logits({} if subspace is None else self._edits(subspace, chosen), chosen)
+        def values(h: Tensor, part: slice) -> Tensor:
+            with torch.no_grad():
+                target = self.subject.readout(wanted[part])
+            return token_losses(loss, self.subject.readout(h), target, ids[part])
+
+        return self.runs.token_values(values, {} if subspace is None else self._edits(subspace, chosen), chosen)
 
     def weights(self, rows: Int[Tensor, "B"], reduction: str) -> Float[Tensor, "n"]:
         """What each response token counts: both directions half of the whole, within them as token_weights says."""
         chosen = rows.tolist()
-        mask = self._mask(chosen)
+        counts = torch.tensor([self.pairs[k].base.n_scored for k in chosen])
+        mask = torch.arange(int(counts.max())) < counts[:, None]
         elicit = torch.tensor([self.pairs[k].elicit for k in chosen])
         owner = elicit.repeat_interleave(mask.sum(-1))
         sides = [side for side in (True, False) if (elicit == side).any()]
@@ -84,9 +84,6 @@ class TrainingRows:
     def _edits(self, subspace: Subspace, chosen: Sequence[int]) -> Edits:
         source = self.source[torch.tensor(chosen, device=self.source.device)]
         return {self.site: Interchange(subspace, source, self.positions)}
-
-    def _mask(self, chosen: Sequence[int]) -> Bool[Tensor, "B R"]:
-        return self.runs.mask(chosen)
 
     def _targets(self, chosen: Sequence[int]) -> list[Tensor]:
         if self.targets is not None:

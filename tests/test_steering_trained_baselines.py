@@ -16,7 +16,7 @@ import alignscope
 from alignscope import InputError, SteeringVector
 from alignscope.organisms.concept import ConceptOrganism, build_concept_organism
 from alignscope.probes.block_gradients import flowing_to
-from alignscope.steering import Site, baselines
+from alignscope.steering import Site, baselines, runs
 from alignscope.steering.baselines.choices import preference_pairs
 from alignscope.steering.baselines.learning import mean_losses, start_of
 from alignscope.steering.baselines.objectives import BidirectionalPreference, dpo_loss, reps_loss
@@ -243,14 +243,15 @@ def test_padding_on_the_left_does_not_matter(llama, monkeypatch):
     objective = bipo(llama, cache_bytes=0)
     with torch.no_grad():
         right = [values.clone() for values in objective.losses([0, 5, 13], torch.ones(3))]
-    logits = llama.logits
+    read = runs.last_residuals
 
-    def left(ids, mask, columns):
+    def left(subject, ids, mask, rows, columns):
         shift = ids.shape[1] - mask.sum(-1)
+        assert shift.max() > 0
         turned = [torch.stack([row.roll(int(n)) for row, n in zip(x, shift, strict=True)]) for x in (ids, mask)]
-        return logits(*turned, columns + shift[:, None])
+        return read(subject, *turned, rows, columns + shift[rows])
 
-    monkeypatch.setattr(llama, "logits", left)
+    monkeypatch.setattr(runs, "last_residuals", left)
     with torch.no_grad():
         found = list(objective.losses([0, 5, 13], torch.ones(3)))
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, right, strict=True))

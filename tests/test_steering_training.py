@@ -14,7 +14,9 @@ import zoo as models
 from alignscope import InputError, SteeringVector
 from alignscope.organisms.concept import ConceptOrganism, build_concept_organism, concept_tokenizer, sequences
 from alignscope.probes.block_gradients import flowing_to
+from alignscope.probes.padding import padded
 from alignscope.probes.resuming import LowerBlocks
+from alignscope.probes.token_positions import announced_prompts
 from alignscope.steering import (
     Clamp,
     Factors,
@@ -32,6 +34,7 @@ from alignscope.steering.encoded import RunPair, encode_quadruples, quadruple_en
 from alignscope.steering.evaluation.candidates import Candidate
 from alignscope.steering.preparing import prepare
 from alignscope.steering.quadruples import read_quadruples
+from alignscope.steering.runs import predicting
 from alignscope.steering.separation import auroc, measured_factors, oriented
 from alignscope.steering.training import shuffled_batches
 from alignscope.steering.training_rows import TrainingRows, training_rows
@@ -267,12 +270,18 @@ def test_other_losses_train_too(llama, loss):
 # ---- the model is left alone
 
 
+def hook_ids(model) -> list[int]:
+    hooks = (one for m in model.modules() for one in (m._forward_hooks, m._forward_pre_hooks))
+    return [id(hook) for one in hooks for hook in one.values()]
+
+
 def test_only_the_basis_gets_a_gradient_and_the_model_is_left_as_found(llama):
     model = llama.model
     model.train()
     parameters = {name: value.detach().clone() for name, value in model.named_parameters()}
     frozen = model.model.layers[0].mlp.up_proj.weight
     frozen.requires_grad_(False)
+    hooks = hook_ids(model)  # of transformers, where another test has asked it for hidden states
     train_cdas(llama, WORDS, **FAST)
     assert model.training
     assert all(module.training for module in model.modules())
@@ -280,7 +289,7 @@ def test_only_the_basis_gets_a_gradient_and_the_model_is_left_as_found(llama):
         "model.layers.0.mlp.up_proj.weight"
     }
     assert all(torch.equal(value, parameters[name]) and value.grad is None for name, value in model.named_parameters())
-    assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == 0
+    assert hook_ids(model) == hooks
     assert not any("forward" in block.__dict__ for block in model.model.layers)
     frozen.requires_grad_(True)
     model.eval()
@@ -397,23 +406,21 @@ def test_a_row_alone_and_in_a_padded_batch_has_one_loss(llama, cache_bytes):
     assert torch.allclose(together, alone, atol=1e-6)
 
 
-def test_padding_on_the_left_does_not_matter(llama, monkeypatch):
+def test_padding_on_the_left_does_not_matter(llama):
     rows = rows_of(llama, cache_bytes=1e5)
-    chosen = torch.tensor([0, 25, 7, 31])
+    chosen = [0, 25, 7, 31]
+    sequences = [rows.pairs[k].base for k in chosen]
+    ids, mask = padded([run.ids for run in sequences], 0)
+    shift = ids.shape[1] - mask.sum(-1)
+    assert shift.max() > 0
+    left = [torch.stack([row.roll(int(n)) for row, n in zip(x, shift, strict=True)]) for x in (ids, mask)]
+    edits = rows._edits(direction(), chosen)
     with torch.no_grad():
-        right = rows.logits(direction(), chosen.tolist())
-    logits = llama.logits
-
-    def left(ids, mask, columns):
-        shift = ids.shape[1] - mask.sum(-1)
-        turned = [torch.stack([row.roll(int(n)) for row, n in zip(x, shift, strict=True)]) for x in (ids, mask)]
-        return logits(*turned, columns + shift[:, None])
-
-    monkeypatch.setattr(llama, "logits", left)
-    with torch.no_grad():
-        found = rows.logits(direction(), chosen.tolist())
-    real = rows._mask(chosen.tolist())
-    assert torch.allclose(found[real], right[real], atol=1e-5)
+        with announced_prompts(torch.tensor([run.start for run in sequences])), llama.editing(edits):
+            logits = llama.logits(*left)
+        found = llama.readout(rows.runs.residuals(edits, chosen))
+    there = [logits[row, int(shift[row]) + place] for row, run in enumerate(sequences) for place in predicting(run)]
+    assert torch.allclose(found, torch.stack(there), atol=1e-5)
 
 
 def test_directions_weigh_half_each_however_long_their_answers(llama):
