@@ -92,15 +92,15 @@ def evaluate(
     baselines: Annotated[
         str | None,
         typer.Option(
-            help="Between commas: diffmean,random (always there), pca, lat, probe, ssv, lang, bipo, reps, loreft, "
-            "ablate, prompt; fitted on --training behind the vector's block.",
+            help="Between commas: diffmean,random (always there), pca, lat, probe, das, ssv, lang, bipo, reps, "
+            "loreft, lora, ablate, prompt; fitted on --training behind the vector's block.",
             rich_help_panel=BESIDE,
         ),
     ] = None,
     baseline_epochs: Annotated[
         int | None,
         typer.Option(
-            help="Passes over the rows for ssv, lang, bipo, reps and loreft; default: each method's own, 12 to 24.",
+            help="Passes over the rows of those trained by gradient; default: each method's own, 12 to 24.",
             min=1,
             rich_help_panel=BESIDE,
         ),

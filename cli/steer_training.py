@@ -113,7 +113,7 @@ def train(
     method: Annotated[
         str,
         typer.Option(
-            help="cdas, diffmean, caa, pca, lat, probe, ssv, lang, bipo, reps, random or ablate.",
+            help="cdas, das, diffmean, caa, pca, lat, probe, ssv, lang, bipo, reps, random or ablate.",
             rich_help_panel=TRAINING,
         ),
     ] = "cdas",

@@ -148,7 +148,7 @@ def _require_float(parameter: nn.Parameter, where: str) -> None:
 
 
 @contextmanager
-def flowing_to(subject: "Subject", weights: Sequence[nn.Parameter]) -> Iterator[None]:
+def flowing_to(subject: "Subject", weights: Sequence[Tensor]) -> Iterator[None]:
     """Inside, of all of the model's parameters `weights` alone require a gradient; afterwards all are as found."""
     model: Any = getattr(subject, "model")  # noqa: B009  the protocol does not promise one; _blocks has refused those
     found = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

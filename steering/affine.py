@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 
 from ..errors import InputError
+from ..probes.shards import item_key
 from ..probes.subject import Edit, Site, Subject
 from .edits import Affine
 from .factors import numbers_of
@@ -42,6 +43,11 @@ class AffineSteering:
     def fingerprint(self) -> Mapping[str, Any]:
         """What is known of the model it was made on."""
         return self.metadata.get("fingerprint") or {}
+
+    @property
+    def key(self) -> str:
+        """Names all that it does."""
+        return item_key([(str(site), edit.key) for site, edit in self.edits.items()])
 
     def edits_for(self, strength: Strength = 1.0, batch: int | None = None) -> dict[Site, Edit]:
         """The edits of strength 1 or 0; of a sequence of them, one a row of the batch, each for `batch` rows.

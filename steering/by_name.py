@@ -34,6 +34,7 @@ class Method:
 
 METHODS: Mapping[str, Method] = {
     "cdas": Method(function=train_cdas),
+    "das": Method(function=train_cdas, settled={"loss": "ce"}),
     "diffmean": Method(function=baselines.fit_diffmean),
     "caa": Method(function=baselines.fit_diffmean, settled={"tokens": "last"}),
     "pca": Method(function=baselines.fit_pca, renamed={"pca": "method"}),
@@ -94,10 +95,10 @@ def train_by_name(
 
 
 def _method(name: str) -> Method:
-    if name == "loreft":
+    if name in ("loreft", "lora"):
         raise InputError(
-            "method 'loreft': it has no direction, so no file holds it; in Python: "
-            "alignscope.steering.baselines.fit_loreft(subject, quadruples, layer=...).applied(subject)"
+            f"method '{name}': it has no direction, so no file of a vector holds it; in Python: "
+            f"alignscope.steering.baselines.fit_{name}(subject, quadruples, layer=...).applied(subject)"
         )
     if name not in METHODS:
         raise InputError(f"method '{name}': expected one of {', '.join(METHODS)}")

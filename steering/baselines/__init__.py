@@ -12,6 +12,7 @@ _LAZY = {
     "fit_bipo": ".trained",
     "fit_diffmean": ".means",
     "fit_lat": ".components",
+    "fit_lora": ".lora",
     "fit_loreft": ".loreft",
     "fit_pca": ".components",
     "fit_probe": ".probing",
@@ -28,6 +29,7 @@ __all__ = [
     "fit_bipo",
     "fit_diffmean",
     "fit_lat",
+    "fit_lora",
     "fit_loreft",
     "fit_pca",
     "fit_probe",
@@ -41,6 +43,7 @@ __all__ = [
 if TYPE_CHECKING:
     from .components import fit_lat, fit_pca
     from .drawn import random_vector, random_vectors
+    from .lora import fit_lora
     from .loreft import fit_loreft
     from .means import ablation, everywhere, fit_diffmean
     from .probing import fit_probe

@@ -57,7 +57,7 @@ def learn(
     )
     an_epoch = len(batches) // settings["epochs"]
     curve: list[dict[str, float | int]] = []
-    with flowing_to(data.subject, []):
+    with flowing_to(data.subject, parameters):  # LoRA's are the model's own
         train, told = build(data.train)
         held = build(data.held)[0] if data.held else None
 

@@ -7,10 +7,12 @@ from typing import Any
 from ...errors import InputError
 from ...probes.subject import Subject
 from ..affine import AffineSteering
+from ..lora import LoraSteering
 from ..sets import SteeringSet
 from ..vector import SteeringVector
 
-Steering = SteeringVector | SteeringSet | AffineSteering
+Undirected = AffineSteering | LoraSteering  # on or off, and no direction of hidden states
+Steering = SteeringVector | SteeringSet | Undirected
 Applied = Callable[[float | int | Sequence[float]], AbstractContextManager[None]]
 
 

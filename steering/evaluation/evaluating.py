@@ -13,10 +13,10 @@ from ...errors import InputError
 from ...probes.inputs import Source
 from ...probes.shards import Progress
 from ...probes.subject import Subject
-from ..affine import AffineSteering
 from ..quadruples import QuadrupleFile, read_quadruples
 from ..sets import SteeringSet
 from ..vector import SteeringVector
+from .applying import Undirected
 from .both_ways import RULES
 from .candidates import WAYS, Candidate
 from .damage import OPENINGS
@@ -272,11 +272,11 @@ def _not_selected(part: Part | None) -> list[str]:
 
 
 def require_vector(vector: object) -> None:
-    """InputError for a set and for affine edits, of which this report is not made."""
-    if isinstance(vector, SteeringSet | AffineSteering):
+    """InputError for a set, affine edits and LoRA, of which this report is not made."""
+    if isinstance(vector, SteeringSet | Undirected):
         raise InputError(
             f"{vector!r}: the report is of one vector; evaluate each alone, or take `faithfulness`, `sweep` and "
-            "`side_effects`, which know sets and affine edits"
+            "`side_effects`, which know them"
         )
 
 

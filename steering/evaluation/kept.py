@@ -11,9 +11,8 @@ from typing import Any
 
 from ...errors import InputError
 from ...probes.shards import item_key
-from ..affine import AffineSteering
 from ..vector import SteeringVector
-from .applying import Steering
+from .applying import Steering, Undirected
 from .generating import Generation, Wanted
 
 FILE = "generations.jsonl"
@@ -72,8 +71,8 @@ def vector_key(vector: Steering) -> str:
     if isinstance(vector, SteeringVector):
         strengths = (1.0,) if vector.edit == "ablate" else (1.0, -1.0)
         return item_key(str(vector.site), [vector.edit_for(s).key for s in strengths])
-    if isinstance(vector, AffineSteering):
-        return item_key([(str(site), edit.key) for site, edit in vector.edits.items()])
+    if isinstance(vector, Undirected):
+        return vector.key
     return item_key(vector.joint, [vector_key(part) for part in vector.vectors])
 
 

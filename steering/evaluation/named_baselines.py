@@ -1,6 +1,6 @@
 """Baselines by name, fitted where the vector stands; each is kept once it is fitted, so that a killed run goes on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,12 @@ from ...probes.inputs import Source
 from ...probes.shards import Progress, prefixed
 from ...probes.subject import Site, Subject
 from .. import baselines as fits
-from ..affine import AffineSteering
 from ..baselines.trained import FACTORS
 from ..by_name import train_by_name
 from ..quadruples import QuadrupleFile, read_quadruples
 from ..reading import SharedReading
 from ..vector import SteeringVector
+from .applying import Undirected
 from .candidates import ELICIT, SUPPRESS, WAYS, Candidate, Steering
 from .evaluated_rows import EvaluatedRows, evaluated_rows
 from .references import DIFFMEAN, RANDOM, fit_options
@@ -22,8 +22,9 @@ from .sides import forced_side
 
 PROMPT = "prompt"
 ALWAYS = (DIFFMEAN, RANDOM)  # beside every vector, asked for or not
-LOREFT = "loreft"
-TRAINED = ("ssv", "lang", "bipo", "reps", LOREFT)  # by gradient
+# they elicit, and are no vectors
+_UNDIRECTED: Mapping[str, Callable[..., Undirected]] = {"loreft": fits.fit_loreft, "lora": fits.fit_lora}
+TRAINED = ("das", "ssv", "lang", "bipo", "reps", *_UNDIRECTED)  # by gradient
 _FITTED = ("pca", "lat", "probe", *TRAINED, "ablate")
 _STRONG = ("lang", "reps")  # trained at strengths of 2 to 20: one of them has to be chosen
 BASELINES = (*ALWAYS, *_FITTED, PROMPT)
@@ -59,7 +60,7 @@ def fit_baselines(
     training: None: the rows that the vector was trained on, of the file of `rows`. keep: a folder for those fitted.
     epochs: of those that are trained; None: as many as each method's own default.
     Lang and RePS take the strength, of 2, 4, ..., 20, that has the smallest KL on the training rows [reconstructed];
-    LoReFT is on, and elicits only; `ablate` takes its direction out behind every block.
+    LoReFT and LoRA are on, and elicit only; `ablate` takes its direction out behind every block.
     """
     found: dict[str, Candidate] = {}
     told: list[str] = []
@@ -77,7 +78,7 @@ def fit_baselines(
             found[name] = _strongest(subject, one, file, options)
             tried = ", ".join(f"{found[name].strength(way):g} to {way}" for way in WAYS)
             told.append(f"{name}: strengths {tried}: of those it is trained at, of smallest KL on the training rows")
-        elif name == LOREFT:
+        elif name in _UNDIRECTED:
             found[name] = Candidate(vector=one, elicit=1, suppress=None)
         elif name == "ablate" and isinstance(one, SteeringVector):
             found[name] = Candidate(vector=fits.everywhere(one, subject))
@@ -96,12 +97,12 @@ def _fitted(
     read: SharedReading,
     keep: Path | None,
     progress: Progress | None,
-) -> SteeringVector | AffineSteering:
-    """LoReFT is no file: it is trained again, to the same weights, and takes positions of its own."""
+) -> SteeringVector | Undirected:
+    """LoReFT and LoRA are no files of vectors: they are trained again, to the same weights, where they act by rule."""
     told = None if progress is None else prefixed(progress, name)
-    if name == LOREFT:
+    if name in _UNDIRECTED:
         given = {key: value for key, value in options.items() if key != "positions"}
-        return fits.fit_loreft(subject, file, progress=told, **given)
+        return _UNDIRECTED[name](subject, file, progress=told, **given)
     at = None if keep is None else keep / f"{name}.safetensors"
     if at is not None and at.exists():
         return SteeringVector.load(at)

@@ -16,11 +16,10 @@ from ...probes.shards import Progress
 from ...probes.subject import Subject
 from ...probes.token_positions import announced_prompts
 from ...probes.vocabulary import real_vocabulary
-from ..affine import AffineSteering
 from ..losses import kl_source
 from ..sets import SteeringSet
 from ..vector import SteeringVector
-from .applying import Steering, applying
+from .applying import Steering, Undirected, applying
 
 BATCH_TOKENS = 4096
 
@@ -86,6 +85,6 @@ def _announced(announced: bool, begins: Tensor, run: Callable[[], Tensor]) -> Te
 
 
 def _vectors(vector: Steering) -> Sequence[SteeringVector]:
-    if isinstance(vector, AffineSteering):
-        return []  # it edits prompts
+    if isinstance(vector, Undirected):
+        return []  # it edits prompts, or every token
     return list(vector.vectors) if isinstance(vector, SteeringSet) else [vector]

@@ -1,0 +1,88 @@
+"""A low-rank change of weights, trained on the answers through PEFT: LoRA, the reference point that is no edit."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ...errors import InputError
+from ...probes.inputs import Source
+from ...probes.shards import Progress
+from ...probes.subject import Site, Subject
+from ..descent import required_settings
+from ..encoded import EncodedQuadruple
+from ..lora import LoraSteering, linear_layers, wearing
+from ..model_fit import require_layer, require_rank
+from ..positions import Positions
+from ..preparing import prepare
+from ..quadruples import QuadrupleFile
+from ..runs import Edits
+from .choices import kept_runs
+from .learning import learn, metadata_of
+from .objectives import LanguageLoss, Objective
+
+
+def fit_lora(
+    subject: Subject,
+    quadruples: Source | QuadrupleFile,
+    *,
+    layer: int | Sequence[int],
+    rank: int = 4,
+    alpha: float | int = 8,
+    lr: float | int = 9e-4,
+    epochs: int = 24,
+    batch_size: int = 18,
+    grad_clip: float | int = 1.0,
+    cache_bytes: float | int = 2e9,
+    progress: Progress | None = None,
+    **options: Any,
+) -> LoraSteering:
+    """W + (alpha / rank) B A in every linear layer of the blocks: min of -log pi(y_c | x) over A and B, nats a token.
+
+    layer: one or several blocks. It acts at every token, so options are those of fit_ssv without positions. A starts
+    random from `seed`, B at zero, so nothing is changed before the first step. All settings are reconstructed: rank,
+    lr, epochs and batch_size are fit_loreft's. Source: LoRA, arXiv 2106.09685, through the library peft.
+    Raises InputError as train_cdas does, for layers that are none or named twice, an alpha that is no number above 0,
+    and for a model that has an adapter. It has no direction: not a SteeringVector, but `applied(subject, strength)`,
+    method, metadata, history and notices are as of one, and `save` writes an adapter of PEFT.
+    """
+    rates = required_settings(lr=lr, epochs=epochs, batch_size=batch_size, grad_clip=grad_clip)
+    layers = (layer,) if isinstance(layer, int) else tuple(sorted(layer))
+    if not layers or len(set(layers)) < len(layers):
+        raise InputError(f"layers {list(layers)}: expected one at least, each once")
+    if not 0 < alpha < float("inf"):
+        raise InputError(f"alpha={alpha}: expected a number above 0")
+    if "positions" in options:
+        raise InputError("positions: LoRA changes weights, which act at every token")
+    require_rank(rank, subject)
+    for number in layers:
+        require_layer(Site(number), subject.n_layers, subject.name)
+    names = linear_layers(subject, layers)
+    data = prepare(subject, quadruples, layer=layers[0], positions="all", **options)
+
+    def unedited(factors: Tensor) -> Edits:
+        return {}  # the model itself is changed
+
+    def build(rows: Sequence[EncodedQuadruple]) -> tuple[Objective, list[str]]:
+        asked = [(row.negative, row.positive_response) for row in rows]
+        runs, told = kept_runs(data, asked, Site(layers[0], "resid_pre"), Positions(), cache_bytes)
+        return LanguageLoss(runs=runs, steering=unedited), told
+
+    settings = rates | {"directions": "elicit", "layers": list(layers), "rank": rank, "alpha": alpha}
+    with wearing(subject, names, rank=rank, alpha=float(alpha), seed=data.settings["seed"]) as worn:
+        learned = learn(
+            data,
+            [part for pair in worn.values() for part in pair],
+            build,
+            method="lora",
+            settings=settings | {"cache_bytes": cache_bytes},
+            progress=progress,
+        )
+        weights = {name: (a.detach().cpu().clone(), b.detach().cpu().clone()) for name, (a, b) in worn.items()}
+    return LoraSteering(
+        weights=weights,
+        layers=layers,
+        alpha=float(alpha),
+        metadata=metadata_of(data, learned, {}),
+        history=learned.descent.history(),
+    )
