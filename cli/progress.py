@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+DETAIL = " | "  # as of probes/shards.py, which this does not import: it is slow to
 EVERY = 2.0  # seconds between two lines of a stage in a log
 
 
@@ -52,9 +53,10 @@ class _Bars:
         self.tasks: dict[str, TaskID] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage not in self.tasks:
-            self.tasks[stage] = self.bars.add_task(stage, total=total)
-        self.bars.update(self.tasks[stage], completed=done, total=total)
+        name, *_ = stage.split(DETAIL)
+        if name not in self.tasks:
+            self.tasks[name] = self.bars.add_task(stage, total=total)
+        self.bars.update(self.tasks[name], completed=done, total=total, description=stage)
 
 
 class _Lines:
@@ -69,6 +71,7 @@ class _Lines:
         import time
 
         now = time.monotonic()
+        stage, *detail = stage.split(DETAIL)
         start, first = self.started.setdefault(stage, (now, done))
         tenth = 10 * done // max(total, 1)
         soon = done < total and now - self.printed.get(stage, -EVERY) < EVERY
@@ -76,5 +79,5 @@ class _Lines:
             return
         self.tenths[stage], self.printed[stage] = tenth, now
         left = f", about {(now - start) / (done - first) * (total - done):.0f} s left" if first < done < total else ""
-        sys.stderr.write(f"{stage}: {done} of {total}{left}\n")
+        sys.stderr.write(f"{', '.join([f'{stage}: {done} of {total}', *detail])}{left}\n")
         sys.stderr.flush()

@@ -135,6 +135,14 @@ def train(
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the rows (default 18; bipo 12).", min=1, rich_help_panel=TRAINING)
     ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="cdas: stop after so many epochs without a smaller held-out loss, and keep the best (default: never).",
+            min=1,
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Rows a step (default 8).", min=1, rich_help_panel=TRAINING)
     ] = None,
@@ -216,7 +224,7 @@ def train(
         "template": template, "eos": eos, "rank": rank, "loss": loss, "directions": directions, "init": init,
         "lr": lr, "epochs": epochs, "batch_size": batch_size, "grad_clip": grad_clip, "reduction": reduction,
         "cache_bytes": cache_bytes, "seed": seed, "tokens": tokens, "norm": norm, "pca": pca, "l1": l1, "beta": beta,
-        "draw": draw,
+        "draw": draw, "patience": patience,
     }  # fmt: skip
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     require_options(method, chosen)

@@ -14,13 +14,23 @@ from typing import TypeVar, cast
 
 from ..errors import InputError
 
-Progress = Callable[[str, int, int], None]  # stage, done, total
+Progress = Callable[[str, int, int], None]  # stage, done, total; see DETAIL
+DETAIL = " | "  # what follows it in a stage says how it stands (a loss), may change, and makes no other stage
 Value = TypeVar("Value", float, list[float])  # of an item: a number, or a few
 
 
 def prefixed(progress: Progress, name: str) -> Progress:
     """Tells stages as "name: stage"."""
     return lambda stage, done, total: progress(f"{name}: {stage}", done, total)
+
+
+def detailed(progress: Progress, text: Callable[[], str]) -> Progress:
+    """Tells stages with the text as it is then."""
+
+    def told(stage: str, done: int, total: int) -> None:
+        progress(f"{stage}{', ' if DETAIL in stage else DETAIL}{now}" if (now := text()) else stage, done, total)
+
+    return told
 
 
 class ScoreCache:

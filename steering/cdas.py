@@ -86,7 +86,7 @@ def fit_interchange(
     response_mask: Bool[Tensor, "rows4 R4"] | None = None,
     tokens: Int[Tensor, "rows5 R5"] | None = None,
     batches: Sequence[Tensor] | None = None,
-    observe: Callable[[int, Subspace], None] | None = None,
+    observe: Callable[[int, Subspace], bool | None] | None = None,
     progress: Progress | None = None,
 ) -> FitResult:
     """Minimise the loss of readout(h_b + (h_s S^T - h_b S^T) S) against the source's logits over orthonormal S [k, d].
@@ -96,7 +96,7 @@ def fit_interchange(
     `steps`, gradient norm clipped at `grad_clip`, after every step a retraction to orthonormal rows (QR; rank 1:
     division by the norm). Gradient reaches S alone. init: rows to start from, default random from `seed`, which also
     draws the minibatches with replacement; batches: rows of every step instead, `steps` of them.
-    observe(step, subspace): called before the first step (0) and after each one.
+    observe(step, subspace): called before the first step (0) and after each one; True ends the fit there.
     Raises ValueError for arguments that do not fit, and where the loss is not finite. arXiv 2602.05234.
     """
     if response_mask is None:
@@ -145,7 +145,7 @@ def fit_rows(
     grad_clip: float | int = 1.0,
     reduction: str = "token",
     batches: Sequence[Tensor] | None = None,
-    observe: Callable[[int, Subspace], None] | None = None,
+    observe: Callable[[int, Subspace], bool | None] | None = None,
     progress: Progress | None = None,
 ) -> FitResult:
     """The loop of `fit_interchange`, over rows of any kind; width: d of the states. Arguments and errors as there."""

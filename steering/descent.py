@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..probes.shards import Progress
+from ..probes.shards import DETAIL, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +37,15 @@ def descend(
     grad_clip: float | int,
     stage: str,
     retract: Callable[[], None] | None = None,
-    observe: Callable[[int], None] | None = None,
+    observe: Callable[[int], bool | None] | None = None,
     progress: Progress | None = None,
 ) -> Descent:
     """Minimise the sum of `terms(rows)`, whose graphs live one after the other; one step for the rows of each batch.
 
     AdamW without weight decay, rate lr (1 - step / steps), norm of the whole gradient clipped at grad_clip. `.grad` is
     written on the parameters alone. retract: called after every step, without gradient, to bring them back to what they
-    have to be. observe(step): before the first step (0) and after each one.
+    have to be. observe(step): before the first step (0) and after each one; True ends the descent. progress: told the
+    loss too.
     Raises ValueError where a loss or a gradient is not finite.
     """
     steps = len(batches)
@@ -65,10 +66,11 @@ def descend(
         if retract is not None:
             with torch.no_grad():
                 retract()
-        if observe is not None:
-            observe(step)
+        ends = observe is not None and observe(step)
         if progress is not None:
-            progress(stage, step, steps)
+            progress(f"{stage}{DETAIL}loss {losses[-1]:.3g}", step, steps)
+        if ends:
+            break
     return Descent(losses=tuple(losses), gradient_norms=tuple(norms))
 
 

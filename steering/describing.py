@@ -54,8 +54,10 @@ def held_out_losses(vector: SteeringVector) -> dict[str, dict[str, Estimate]]:
 
     The loss is that of metrics["loss"] (CDAS, nats a response token), or what the method minimises. n: rows.
     """
-    curve = (vector.metadata.get("metrics") or {}).get("held_out") or []
-    places: Mapping[str, Mapping[str, Any]] = {"before": curve[0], "after": curve[-1]} if curve else {}
+    metrics = vector.metadata.get("metrics") or {}
+    curve = metrics.get("held_out") or []
+    kept = [point for point in curve if point["step"] == metrics.get("kept_step")] or curve[-1:]
+    places: Mapping[str, Mapping[str, Any]] = {"before": curve[0], "after": kept[0]} if curve else {}
     return {
         when: {name: _loss(vector, when, name, places.get(when, {}).get(name)) for name in DIRECTIONS[1:]}
         for when in ("before", "after")

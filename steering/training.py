@@ -1,6 +1,7 @@
 """Train a steering vector on a model by interchange between two runs of it: CDAS, arXiv 2602.05234."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ from torch import Tensor
 from ..errors import InputError
 from ..probes.block_gradients import flowing_to
 from ..probes.inputs import Source
-from ..probes.shards import Progress
+from ..probes.shards import Progress, detailed
 from ..probes.subject import Subject
 from .cdas import FitResult, fit_rows
 from .descent import Descent, required_settings
 from .encoded import EncodedQuadruple, run_pairs
+from .held_out import HeldOutCurve, require_held_out, require_patience
 from .losses import require_loss
 from .model_fit import require_rank
 from .positions import Positions
@@ -21,7 +23,6 @@ from .preparing import Prepared, one_way, prepare
 from .quadruples import QuadrupleFile
 from .reading import Reading, read_states
 from .separation import oriented
-from .subspace import Subspace
 from .training_rows import TrainingRows, training_rows
 from .vector import SteeringVector
 
@@ -48,6 +49,7 @@ def train_cdas(
     reduction: str = "token",
     max_response_tokens: int = 128,
     holdout: float | int = 0.2,
+    patience: int | None = None,
     cache_bytes: float | int = 2e9,
     seed: int = 42,
     allow_small: bool = False,
@@ -66,7 +68,9 @@ def train_cdas(
 
     quadruples: as of `read_quadruples`. layer: block, 0-based. batch_size: quadruples a step, each in both directions;
     epochs: passes over them in shuffled order. init: "random", or "diffmean" [reconstructed]. holdout: share of rows,
-    by prompt, that is not trained on; the last step is kept, and metadata["metrics"] has their loss, epoch by epoch.
+    by prompt, that is not trained on; metadata["metrics"] has their loss, epoch by epoch. The last step is kept; with
+    `patience`, training stops when for so many epochs their loss (mean of the directions) has not been smaller, and the
+    step of the smallest is kept [reconstructed]; lr falls as if all epochs were run.
     cache_bytes: what may be kept of runs of the unedited model. template, eos, and positions: see preparing.prepare.
     read: how unedited states are read; scan_layers has one reading serve several layers.
     Only S gets a gradient; the model is left as found: parameters, requires_grad, modes, hooks.
@@ -84,8 +88,10 @@ def train_cdas(
         "batch_size": batch_size,
         "grad_clip": grad_clip,
         "reduction": reduction,
+        "patience": patience,
     }
     _require_settings(settings, subject)
+    require_patience(patience)
     data = prepare(
         subject,
         quadruples,
@@ -102,12 +108,15 @@ def train_cdas(
         eos=eos,
         read=read,
     )
+    require_held_out(patience, len(data.held))
     with flowing_to(subject, []):
         rows, told = _rows(data, data.train, directions, cache_bytes)
         held = _rows(data, data.held, directions, cache_bytes)[0] if data.held else None
         fit, curve = _fitted(data, rows, held, settings, progress)
-    subspace, factors = oriented(fit.subspace, data.factors(fit.subspace))
-    metrics = {"loss": loss, "held_out": curve, "share_at_ceiling": fit.share_at_ceiling, "n_tokens": fit.n_tokens}
+    told += curve.notices(fit)
+    kept = curve.kept(fit)
+    subspace, factors = oriented(kept, data.factors(kept))
+    metrics = {"loss": loss, "share_at_ceiling": fit.share_at_ceiling, "n_tokens": fit.n_tokens, **curve.metrics()}
     data.settings.update(settings | {"cache_bytes": cache_bytes, "base_cached": rows.lower is not None})
     return SteeringVector(
         site=data.site,
@@ -145,19 +154,17 @@ def _fitted(
     held: TrainingRows | None,
     settings: dict[str, Any],
     progress: Progress | None,
-) -> tuple[FitResult, list[dict[str, float | int]]]:
-    """The fit, and the held-out loss of each direction before the first step and after every epoch."""
+) -> tuple[FitResult, HeldOutCurve]:
+    """The fit, and what it did on the rows held out."""
     seed, loss, size = data.settings["seed"], settings["loss"], settings["batch_size"]
     batches = shuffled_batches(
         len(data.train), epochs=settings["epochs"], size=size, seed=seed, both=settings["directions"] == "both"
     )
-    an_epoch = len(batches) // settings["epochs"]
-    curve: list[dict[str, float | int]] = []
-
-    def observe(step: int, subspace: Subspace) -> None:
-        if held is not None and step % an_epoch == 0:
-            curve.append({"step": step, **held.mean_losses(subspace, loss)})
-
+    curve = HeldOutCurve(
+        None if held is None else partial(held.mean_losses, loss=loss),
+        an_epoch=len(batches) // settings["epochs"],
+        patience=settings["patience"],
+    )
     fit = fit_rows(
         rows,
         width=data.subject.d_model,
@@ -172,8 +179,8 @@ def _fitted(
         grad_clip=settings["grad_clip"],
         reduction=settings["reduction"],
         batches=batches,
-        observe=observe,
-        progress=progress,
+        observe=curve,
+        progress=None if progress is None else detailed(progress, curve.text),
     )
     return fit, curve
 

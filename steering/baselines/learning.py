@@ -1,7 +1,8 @@
 """How is a baseline trained? One loop for all: rows in shuffled batches, a strength for each, a held-out curve."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...probes.block_gradients import flowing_to
-from ...probes.shards import Progress
+from ...probes.shards import Progress, detailed
 from ..descent import Descent, descend
 from ..encoded import EncodedQuadruple
 from ..preparing import Prepared, one_way
@@ -79,9 +80,16 @@ def learn(
             stage=f"{method} fit",
             retract=retract,
             observe=observe,
-            progress=progress,
+            progress=None if progress is None else detailed(progress, partial(_text, curve)),
         )
     return Learned(descent=descent, held_out=curve, told=told)
+
+
+def _text(curve: Sequence[Mapping[str, float | int]]) -> str:
+    """The last held-out losses beside the first, for a line of progress."""
+    ways = [name for name in curve[-1] if name != "step"] if curve else []
+    parts = (f"{curve[-1][way]:.3g} (at first {curve[0][way]:.3g}, {way})" for way in ways)
+    return f"held out {', '.join(parts)}" if ways else ""
 
 
 @torch.no_grad()
