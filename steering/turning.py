@@ -21,7 +21,14 @@ def turned(metadata: Mapping[str, Any]) -> dict[str, Any]:
         found["settings"] = {**settings, "directions": _OTHER[made]}
         notices = dict(zip(one_way(made), one_way(_OTHER[made]), strict=True))
         found["notices"] = [notices.get(told, told) for told in metadata.get("notices") or ()]
+    if metrics:
+        found["metrics"] = dict(metrics)
     if curve := metrics.get("held_out"):
-        exchanged = [{_OTHER.get(key, key): value for key, value in point.items()} for point in curve]
-        found["metrics"] = {**metrics, "held_out": exchanged}
+        found["metrics"]["held_out"] = [_exchanged(point) for point in curve]
+    if unedited := metrics.get("held_out_unedited"):
+        found["metrics"]["held_out_unedited"] = _exchanged(unedited)
     return found
+
+
+def _exchanged(losses: Mapping[str, Any]) -> dict[str, Any]:
+    return {_OTHER.get(key, key): value for key, value in losses.items()}

@@ -158,6 +158,8 @@ def test_exchanged_it_says_that_it_only_suppresses(organism):
     losses, turned = held_out_losses(vector)["after"], held_out_losses(other)["after"]
     assert turned["suppress"].value == losses["elicit"].value is not None
     assert turned["elicit"].reason == "not trained to elicit"
+    unedited = vector.metadata["metrics"]["held_out_unedited"]
+    assert other.metadata["metrics"]["held_out_unedited"] == {"suppress": unedited["elicit"]}
     assert {**other.swap().metadata, "swapped": None} == {**vector.metadata, "swapped": None}
     assert vector.metadata["settings"]["directions"] == "elicit"
 
