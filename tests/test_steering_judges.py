@@ -13,10 +13,13 @@ import alignscope
 from alignscope import InputError
 from alignscope.organisms.concept import ConceptOrganism, build_concept_organism
 from alignscope.probes.reward import RewardModel
+from alignscope.probes.shards import item_key
 from alignscope.probes.subject import Fingerprint
 from alignscope.steering import Add, Site
 from alignscope.steering.encoded import quadruple_encoder
 from alignscope.steering.evaluation import KeywordScorer, OfflineScorer, RewardScorer, Scorer
+from alignscope.steering.evaluation.asked import read_asked
+from alignscope.steering.evaluation.named_scorers import named_scorer
 from alignscope.steering.evaluation.offline import concept_rating, fluency_rating, instruction_rating
 
 
@@ -187,6 +190,41 @@ def test_ratings_are_those_of_the_unsteered_model_also_inside_an_edit(organism, 
         assert log_prob(organism, *call[:2]) < -5 * 2 * offline.usual  # what it would be rated by
         assert offline(*call) == outside
     assert outside[2] > 0
+
+
+def test_rows_that_it_was_not_fitted_on_are_rated_by_their_own_partners(organism, offline):
+    """As a sweep does: fitted on training rows, asked about others, with no name of the concept."""
+    asked = read_asked(organism.fresh[:12]).prompts
+    scorer = named_scorer(
+        organism.subject, "offline", organism.quadruples[:24], asked, max_new_tokens=5, temperature=0
+    )  # fmt: skip
+    rows = organism.fresh[:12]
+    shown = [scorer(row["negative_input"], row["positive_output"], "") for row in rows]
+    plain = [scorer(row["negative_input"], row["negative_output"], "") for row in rows]
+    kept = [scorer(row["positive_input"], row["positive_output"], "") for row in rows]
+    assert all(ratings[0] > 0 for ratings in (*shown, *kept))  # at the median and above: 2
+    assert [ratings[0] for ratings in plain] == [0.0] * 12
+    assert [ratings[0] for ratings in shown] == [ratings[0] for ratings in kept]  # x and x_c are the same two
+    assert np.mean([ratings[2] for ratings in shown]) > 1.5  # an answer reads no worse for the concept it shows
+    assert not {item_key(row["negative_input"]) for row in rows} & set(offline.partners)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"prompt": "NEG c1 SEP", "direction": "suppress", "concept": "p"}, "row 1.*suppress: it has no x to"),
+        ({"prompt": "NEG c1 SEP"}, "row 1.*to elicit: it has no concept.*--concept"),
+    ],
+)
+def test_prompts_that_it_cannot_rate_are_refused_before_anything_is_made(organism, offline, row, told):
+    with pytest.raises(InputError, match=told):
+        offline.paired(read_asked([row]).prompts)
+    assert offline.paired(read_asked([{"prompt": "NEG c1 SEP", "concept": "p"}]).prompts).partners == offline.partners
+
+
+def test_a_prompt_without_partner_and_concept_is_not_rated(organism, offline):
+    with pytest.raises(InputError, match="no concept to ask for"):
+        offline("NEG c1 SEP", "p1 p2", " ")
 
 
 def test_a_prompt_that_no_quadruple_holds_gets_a_built_partner(organism, offline):

@@ -27,6 +27,7 @@ class AskedPrompt:
     text: Text
     concept: str
     direction: str
+    partner: Text | None = None  # the other input of its quadruple: x_c to elicit, x to suppress
     ids: Ids = ()
 
     @property
@@ -125,13 +126,13 @@ def _of_quadruples(file: QuadrupleFile, concept: str) -> AskedFile:
         AskedPrompt(
             row=row.row,
             prompt_id=row.quadruple_id,
-            text=text,
+            text=getattr(row, name),
             concept=row.concept or concept,
             direction=direction,
+            partner=getattr(row, other),
         )
-        for direction, name in zip(DIRECTIONS, QUADRUPLES, strict=True)
+        for direction, name, other in zip(DIRECTIONS, QUADRUPLES, QUADRUPLES[::-1], strict=True)
         for row in file
-        for text in [getattr(row, name)]
     ]
     return _distinct(found, file.invalid, file)
 

@@ -45,13 +45,15 @@ def named_scorer(
 ) -> Scorer:
     """offline: OfflineScorer fitted on the quadruples; keyword: the concept by the expression, the rest offline;
     reward: how well the instruction is followed, by a reward model against 4 unsteered answers to each prompt, the rest
-    offline. Raises InputError as they do.
+    offline. Raises InputError as they do, and as OfflineScorer.paired does of these prompts.
     """
     require_scorer(name, fitted=True)
     offline = OfflineScorer.fit(
         subject, quadruples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, template=template
     )
     kind, _, rest = name.partition(":")
+    if kind != "keyword":  # which rates the concept itself
+        offline = offline.paired(prompts)
     if kind == "offline":
         return offline
     if kind == "keyword":

@@ -4,7 +4,7 @@ All three rules are ours [reconstructed]; ratings compare between strengths of o
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -21,6 +21,8 @@ from ...probes.token_positions import unedited
 from ..encoded import quadruple_encoder
 from ..quadruple_rows import Template, asking, filling
 from ..quadruples import Quadruple, QuadrupleFile, read_quadruples
+from .asked import AskedPrompt
+from .candidates import ELICIT
 from .generating import Wanted, generate_steered
 from .ratings import Ratings
 
@@ -39,9 +41,12 @@ class OfflineScorer:
         training answers y_c, else 1.
     instruction: how many of 8 foreign prompts make the answer likelier than its own (equal ones half): none 2, fewer
         than half 1, else 0.
-    fluency: loss = -log p(out | prompt) / tokens: 2 up to `usual`, the 95th percentile of unsteered answers, 0 beyond
-        twice it or where four tokens in a row occur more than 3 times, else 1.
-    An answer without a token is rated 0 in all; one too long for the model is missing.
+    fluency: loss = -log p(out) / tokens behind x or x_c, whichever makes it likelier, so that an answer does not read
+        badly for showing the concept: 2 up to `usual`, the 95th percentile of unsteered answers, 0 beyond twice it or
+        where four tokens in a row occur more than 3 times, else 1.
+    x and x_c of a prompt: see `paired`; of one that no quadruple holds x_c is built from x with the concept's text.
+    An answer without a token is rated 0 in all; one too long for the model is missing. Calling it raises InputError
+    for such a prompt without a concept.
     """
 
     subject: Subject
@@ -111,6 +116,24 @@ class OfflineScorer:
             seed=seed,
         )
 
+    def paired(self, prompts: Iterable[AskedPrompt]) -> "OfflineScorer":
+        """The same, knowing the partners of these prompts too: it was fitted on other quadruples than it rates.
+
+        Raises InputError, naming the row, for a prompt without a partner that is to suppress, as its x is not known, or
+        that has no concept to build x_c with.
+        """
+        found = dict(self.partners)
+        for one in prompts:
+            if one.partner is not None:
+                found[_key(one.text)] = (one.text, one.partner) if one.direction == ELICIT else (one.partner, one.text)
+            elif _key(one.text) not in found and (one.direction != ELICIT or not one.concept.strip()):
+                lacks = "no concept" if one.direction == ELICIT else "no x to compare its answers with"
+                raise InputError(
+                    f"prompt {one.prompt_id} (row {one.row}), to {one.direction}: it has {lacks}; the offline scorer "
+                    "wants quadruples, or plain prompts to elicit with --concept (concept=)"
+                )
+        return replace(self, partners=found)
+
     def __call__(self, prompt: Text, output: str, concept: str) -> Ratings:
         if not output.strip():
             return EMPTY
@@ -128,10 +151,12 @@ class OfflineScorer:
         return (
             concept_rating((asked - plain) / n, self.expected),
             instruction_rating(own, others),
-            fluency_rating(-own / n, self.usual, response),
+            fluency_rating(-max(plain, asked) / n, self.usual, response),
         )
 
     def _built(self, prompt: Text, concept: str) -> Text:
+        if not concept.strip():
+            raise InputError("the offline scorer rates a prompt that no quadruple holds, and has no concept to ask for")
         make = filling(self.template)
         return asking(prompt, lambda turn: make(turn, concept))
 
