@@ -124,12 +124,15 @@ def _rows(data: Mapping[str, Any]) -> str:
 
 def _losses(facts: Mapping[str, Any]) -> str:
     before, after = facts["held_out"]["before"], facts["held_out"]["after"]
+    unedited = facts["held_out"].get("unedited")
     shown, absent = [], []
     for way, first in before.items():
         if first["value"] is None:
             absent.append(f"{way}: {first['reason']}")
         else:
-            shown.append(f"{way} {_value(first['value'])} -> {_value(after[way]['value'])}")
+            none = unedited[way]["value"] if unedited else None
+            beside = "" if none is None else f" (no edit: {_value(none)})"
+            shown.append(f"{way} {_value(first['value'])} -> {_value(after[way]['value'])}{beside}")
     if not shown:
         return absent[0].partition(": ")[2]
     known = next(first for first in before.values() if first["value"] is not None)

@@ -95,10 +95,10 @@ class TokenReader:
     def _index(
         self, arguments: Mapping[str, Any], rows: int, width: int, length: int | None, device: torch.device
     ) -> Int[Tensor, "B T"]:
-        mask: Tensor | None = arguments.get("attention_mask")
+        mask = _plain_mask(arguments.get("attention_mask"))
         position_ids: Tensor | None = arguments.get("position_ids")
         real = torch.ones(rows, width, dtype=torch.bool, device=device)
-        if mask is not None and mask.ndim == 2 and len(mask) == rows and mask.shape[1] >= width:
+        if mask is not None and len(mask) == rows and mask.shape[1] >= width:
             if length == 0 or mask.shape[1] > width:
                 return real_index(mask)[:, -width:]
             real = mask != 0
@@ -113,6 +113,11 @@ class TokenReader:
                 "positions: begin with the prompt inside the edit"
             )
         return (real.cumsum(-1) - 1 + self._seen[:, None]).masked_fill(~real, -1)
+
+
+def _plain_mask(given: Any) -> Tensor | None:
+    """The mask [rows, tokens], if that is what was given: not one of rows x columns, nor one a kind of layer."""
+    return given if isinstance(given, Tensor) and given.ndim == 2 else None
 
 
 def _before(index: Int[Tensor, "B T"]) -> Int[Tensor, "B"]:

@@ -68,7 +68,7 @@ def descend(
                 retract()
         ends = observe is not None and observe(step)
         if progress is not None:
-            progress(f"{stage}{DETAIL}loss {losses[-1]:.3g}", step, steps)
+            progress(f"{stage}{DETAIL}loss {losses[-1]:.3g}", step, step if ends else steps)
         if ends:
             break
     return Descent(losses=tuple(losses), gradient_norms=tuple(norms))
@@ -96,4 +96,4 @@ def required_settings(*, lr: float | int, grad_clip: float | int, epochs: int, b
     for name, count in (("epochs", epochs), ("batch_size", batch_size)):
         if not isinstance(count, Integral) or count < 1:
             raise InputError(f"{name}={count}: expected 1 or more, a whole number")
-    return {"lr": lr, "epochs": epochs, "batch_size": batch_size, "grad_clip": grad_clip}
+    return {"lr": lr, "epochs": int(epochs), "batch_size": int(batch_size), "grad_clip": grad_clip}

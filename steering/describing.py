@@ -50,17 +50,21 @@ def vector_facts(vector: SteeringVector) -> dict[str, Any]:
 
 
 def held_out_losses(vector: SteeringVector) -> dict[str, dict[str, Estimate]]:
-    """When ("before" and "after" training) -> direction -> mean loss on the rows held out; null with the reason.
+    """When -> direction -> mean loss on the rows held out; null with the reason.
 
+    When: "unedited", without an edit, where the file has it; "before" the first step, of a random direction; "after".
     The loss is that of metrics["loss"] (CDAS, nats a response token), or what the method minimises. n: rows.
     """
     metrics = vector.metadata.get("metrics") or {}
     curve = metrics.get("held_out") or []
     kept = [point for point in curve if point["step"] == metrics.get("kept_step")] or curve[-1:]
-    places: Mapping[str, Mapping[str, Any]] = {"before": curve[0], "after": kept[0]} if curve else {}
+    first, last = (curve[0], kept[0]) if curve else ({}, {})
+    places: dict[str, Mapping[str, Any]] = {"before": first, "after": last}
+    if unedited := metrics.get("held_out_unedited"):
+        places = {"unedited": unedited, **places}
     return {
-        when: {name: _loss(vector, when, name, places.get(when, {}).get(name)) for name in DIRECTIONS[1:]}
-        for when in ("before", "after")
+        when: {name: _loss(vector, when, name, losses.get(name)) for name in DIRECTIONS[1:]}
+        for when, losses in places.items()
     }
 
 
@@ -89,7 +93,7 @@ def _loss(vector: SteeringVector, when: str, direction: str, value: float | None
     else:
         reason = _why_no_loss(vector, direction)
     return Estimate(
-        label=f"held-out loss {when} training, {direction}",
+        label=f"held-out loss {when}{'' if when == 'unedited' else ' training'}, {direction}",
         value=value,
         n=_n_held(vector) if value is not None else 0,
         unit=loss_unit(vector),

@@ -1,5 +1,6 @@
 """Low-rank changes of weights, of any strength: what LoRA learns. No direction of hidden states, so no vector."""
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -72,10 +73,8 @@ class LoraSteering:
         if isinstance(given, list):
             raise InputError(f"{self!r}: its weights are those of all rows of a batch; expected one strength")
         scale = finite(given)
-        for layer in self.layers:
-            require_fit(
-                Site(layer), subject.d_model, self.fingerprint, subject, allow_other_weights=allow_other_weights
-            )
+        first = Site(self.layers[0])
+        require_fit(first, subject.d_model, self.fingerprint, subject, allow_other_weights=allow_other_weights)
         if scale == 0:
             return subject.editing({})
         _require_shapes(subject, self.weights)
@@ -104,13 +103,14 @@ class LoraSteering:
         from safetensors.torch import save_file
 
         at = Path(folder)
+        if at.exists():
+            raise InputError(f"{at}: is there already; name a new folder")
         try:
             at.mkdir(parents=True)
             _config(list(self.weights), self.rank, self.alpha).save_pretrained(str(at))
             save_file(self._tensors(), at / "adapter_model.safetensors", metadata={"format": "pt"})
-        except FileExistsError as error:
-            raise InputError(f"{at}: is there already; name a new folder") from error
         except OSError as error:
+            shutil.rmtree(at, ignore_errors=True)
             raise InputError(f"{at}: cannot be written ({error.strerror})") from error
         return at
 
@@ -137,15 +137,18 @@ def wearing(
     model: Any = getattr(subject, "model")  # noqa: B009  the protocol does not promise one
     _require_plain(subject)
     needed = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    with quiet_loading(offline=True):  # puts torch's random state back too
-        torch.manual_seed(seed)
-        tuner: Any = LoraModel(model, {ADAPTER: _config(names, rank, alpha)}, ADAPTER)
     try:
+        with quiet_loading(offline=True):  # puts torch's random state back too
+            torch.manual_seed(seed)
+            try:
+                LoraModel(model, {ADAPTER: _config(names, rank, alpha)}, ADAPTER)
+            except ValueError as error:
+                raise InputError(f"{subject.name}: LoRA cannot be had of its layers: {error}") from error
         cast_adapter_dtype(model, ADAPTER)
         layers = {name: model.get_submodule(name) for name in names}
         yield {name: (one.lora_A[ADAPTER].weight, one.lora_B[ADAPTER].weight) for name, one in layers.items()}
     finally:
-        tuner.unload()
+        _unload(model)
         for parameter, own in needed:
             parameter.requires_grad_(own)
 
@@ -180,6 +183,17 @@ class _Named:
         self, h: Float[Tensor, "*batch d"], where: Bool[Tensor, "*batch"] | None = None
     ) -> Float[Tensor, "*batch d"]:
         return h.clone()
+
+
+def _unload(model: Any) -> None:
+    """Put every layer that carries an adapter back; PEFT may have refused after the first few."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, module.get_base_layer())
+    vars(model).pop("peft_config", None)
 
 
 def _config(names: Sequence[str], rank: int, alpha: float) -> Any:

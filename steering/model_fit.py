@@ -1,7 +1,7 @@
 """Does a vector belong on this model? What it was made on, and what of that must be the same."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -76,6 +76,16 @@ def require_rank(rank: int, subject: Subject) -> None:
     """InputError unless a subspace of so many directions fits into the hidden states."""
     if not isinstance(rank, Integral) or not 1 <= rank <= subject.d_model:
         raise InputError(f"rank {rank}: expected 1 .. {subject.d_model}, the width of {subject.name}")
+
+
+def blocks_of(layer: int | Sequence[int]) -> tuple[int, ...]:
+    """One block or several, in order. InputError for none, for one named twice, and for what is no whole number."""
+    given = layer if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
+    if not given or any(not isinstance(number, Integral) for number in given):
+        raise InputError(f"layers {layer!r}: expected one at least, each a whole number")
+    if len(set(given)) < len(given):
+        raise InputError(f"layers {layer!r}: expected each once")
+    return tuple(sorted(map(int, given)))
 
 
 def require_layer(site: Site, n_layers: int, where: str) -> None:

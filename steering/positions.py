@@ -143,9 +143,13 @@ def shared_prefix_length(tokenizer: "PreTrainedTokenizerBase", *, vocab_rows: in
     encoder = Encoder(tokenizer, TextPolicy(), vocab_rows=vocab_rows, source="prefix='auto'")
     if encoder.renderer.template is None:
         return int(encoder.bos_id is not None and encoder.prefix[:1] == (encoder.bos_id,))
-    rows = [encoder.encode_prompt(Prompt(row=0, text=({"role": "user", "content": letter},))) for letter in "ab"]
-    for row in rows:
-        if isinstance(row, Invalid):
-            raise InputError(f"prefix='auto': {row.detail}; give the number of tokens")
-    first, second = (row for row in rows if not isinstance(row, Invalid))
-    return next((i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), len(first))
+    for letters in ("ab", "AB", "01"):
+        rows = [encoder.encode_prompt(Prompt(row=0, text=({"role": "user", "content": one},))) for one in letters]
+        for row in rows:
+            if isinstance(row, Invalid):
+                raise InputError(f"prefix='auto': {row.detail}; give the number of tokens")
+        first, second = (row for row in rows if not isinstance(row, Invalid))
+        if first != second:
+            pairs = enumerate(zip(first, second, strict=False))
+            return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+    raise InputError("prefix='auto': the tokenizer writes all one-letter messages alike; give the number of tokens")

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..probes.capture import last_residuals, places
 from ..probes.kernels.logprobs import token_log_probs
-from ..probes.kernels.row_values import RowValues, row_values
+from ..probes.kernels.row_values import row_values
 from ..probes.padding import padded
 from ..probes.resuming import LowerBlocks, inputs_of, stacked
 from ..probes.scored_rows import TokenSequence, batches
@@ -55,10 +55,6 @@ class Runs:
                 stack.enter_context(self.lower.giving(stacked([self.base[k] for k in chosen])))
             return last_residuals(self.subject, ids, mask, rows, columns)
 
-    def token_values(self, values: RowValues, edits: Edits, chosen: Sequence[int]) -> Float[Tensor, "n"]:
-        """values(residuals, part) of each response token, logits of few at a time: see kernels/row_values.py."""
-        return row_values(values, self.residuals(edits, chosen), self.subject.vocab_size)
-
     def token_log_probs(self, edits: Edits, chosen: Sequence[int]) -> tuple[Float[Tensor, "_"], ...]:
         """log pi of each response token under the edits, nats, float64, a tensor a run; with gradient to the edits."""
         targets = torch.tensor([i for k in chosen for i in response(self.sequences[k])], device=self.subject.device)
@@ -66,7 +62,8 @@ class Runs:
         def values(h: Tensor, part: slice) -> Tensor:
             return token_log_probs(self.subject.readout(h), targets[part])
 
-        return self.token_values(values, edits, chosen).split([self.sequences[k].n_scored for k in chosen])
+        found = row_values(values, self.residuals(edits, chosen), self.subject.vocab_size)
+        return found.split([self.sequences[k].n_scored for k in chosen])
 
     def keep(self, count: int, trial: Callable[[Sequence[int]], Edits]) -> str | None:
         """Have the runs start behind the first `count` blocks; or why not.

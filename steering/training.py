@@ -15,7 +15,7 @@ from ..probes.subject import Subject
 from .cdas import FitResult, fit_rows
 from .descent import Descent, required_settings
 from .encoded import EncodedQuadruple, run_pairs
-from .held_out import HeldOutCurve, require_held_out, require_patience
+from .held_out import HeldOutCurve, require_held_out, required_patience
 from .losses import require_loss
 from .model_fit import require_rank
 from .positions import Positions
@@ -68,10 +68,13 @@ def train_cdas(
 
     quadruples: as of `read_quadruples`. layer: block, 0-based. batch_size: quadruples a step, each in both directions;
     epochs: passes over them in shuffled order. init: "random", or "diffmean" [reconstructed]. holdout: share of rows,
-    by prompt, that is not trained on; metadata["metrics"] has their loss, epoch by epoch. The last step is kept; with
+    by prompt, that is not trained on; metadata["metrics"] has their loss and the
+    share of KL(q : p) that is recovered, epoch by epoch. The last step is kept; with
     `patience`, training stops when for so many epochs their loss (mean of the directions) has not been smaller, and the
-    step of the smallest is kept [reconstructed]; lr falls as if all epochs were run.
-    cache_bytes: what may be kept of runs of the unedited model. template, eos, and positions: see preparing.prepare.
+    step of the smallest is kept [reconstructed]; lr falls as if all epochs were run, and
+    `history` and the share at the ceiling are of all steps that were.
+    cache_bytes: what may be kept of runs of the unedited model, of the rows trained on and of those held out each.
+    template, eos, and positions: see preparing.prepare.
     read: how unedited states are read; scan_layers has one reading serve several layers.
     Only S gets a gradient; the model is left as found: parameters, requires_grad, modes, hooks.
 
@@ -88,10 +91,9 @@ def train_cdas(
         "batch_size": batch_size,
         "grad_clip": grad_clip,
         "reduction": reduction,
-        "patience": patience,
+        "patience": required_patience(patience),
     }
     _require_settings(settings, subject)
-    require_patience(patience)
     data = prepare(
         subject,
         quadruples,
@@ -111,8 +113,9 @@ def train_cdas(
     require_held_out(patience, len(data.held))
     with flowing_to(subject, []):
         rows, told = _rows(data, data.train, directions, cache_bytes)
-        held = _rows(data, data.held, directions, cache_bytes)[0] if data.held else None
+        held, of_held = _rows(data, data.held, directions, cache_bytes) if data.held else (None, [])
         fit, curve = _fitted(data, rows, held, settings, progress)
+        told += [f"rows held out: {one}" for one in of_held]
     told += curve.notices(fit)
     kept = curve.kept(fit)
     subspace, factors = oriented(kept, data.factors(kept))
@@ -138,7 +141,7 @@ def _require_settings(settings: dict[str, Any], subject: Subject) -> None:
     if settings["init"] not in INITS:
         raise InputError(f"init '{settings['init']}': expected one of {', '.join(INITS)}")
     require_rank(settings["rank"], subject)
-    required_settings(**{name: settings[name] for name in ("lr", "grad_clip", "epochs", "batch_size")})
+    settings |= required_settings(**{name: settings[name] for name in ("lr", "grad_clip", "epochs", "batch_size")})
 
 
 def _rows(

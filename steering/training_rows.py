@@ -4,13 +4,15 @@ A source run is read once: its state at the source token and its last residuals,
 again at every step. Base runs start behind their lowest edited block where the model allows it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..probes.kernels.row_values import row_values
 from ..probes.resuming import LowerBlocks
 from ..probes.subject import Site, Subject
 from .edits import Interchange
@@ -42,16 +44,22 @@ class TrainingRows:
 
         The gradient reaches S alone.
         """
-        chosen = rows.tolist()
+        return next(self._each(subspace, rows.tolist(), [loss]))
+
+    def _each(self, subspace: Subspace | None, chosen: Sequence[int], losses: Sequence[str]) -> Iterator[Tensor]:
+        """`token_losses` of several losses, from one pass."""
         wanted = torch.cat(self._targets(chosen))
         ids = torch.tensor([i for k in chosen for i in response(self.pairs[k].base)], device=wanted.device)
 
-        def values(h: Tensor, part: slice) -> Tensor:
+        edited = self.runs.residuals({} if subspace is None else self._edits(subspace, chosen), chosen)
+
+        def values(h: Tensor, part: slice, loss: str) -> Tensor:
             with torch.no_grad():
                 target = self.subject.readout(wanted[part])
             return token_losses(loss, self.subject.readout(h), target, ids[part])
 
-        return self.runs.token_values(values, {} if subspace is None else self._edits(subspace, chosen), chosen)
+        for loss in losses:
+            yield row_values(partial(values, loss=loss), edited, self.subject.vocab_size)
 
     def weights(self, rows: Int[Tensor, "B"], reduction: str) -> Float[Tensor, "n"]:
         """What each response token counts: both directions half of the whole, within them as token_weights says."""
@@ -66,15 +74,19 @@ class TrainingRows:
             found[owner == side] = token_weights(mask[elicit == side], reduction) / len(sides)
         return found.to(rows.device)
 
-    def mean_losses(self, subspace: Subspace | None, loss: str, batch_size: int = 16) -> dict[str, float]:
-        """Mean loss a response token, nats, of each direction there is: "elicit", "suppress"; without gradient."""
-        sums: dict[str, list[float]] = {}
-        with torch.no_grad():
-            for name, wanted in (("elicit", True), ("suppress", False)):
-                rows = torch.tensor([k for k, pair in enumerate(self.pairs) if pair.elicit == wanted], dtype=torch.long)
-                for some in rows.split(batch_size) if len(rows) else ():
-                    sums.setdefault(name, []).extend(self.token_losses(subspace, some, loss).tolist())
-        return {name: sum(values) / len(values) for name, values in sums.items()}
+    @torch.no_grad()
+    def mean_losses(self, subspace: Subspace | None, loss: str, batch_size: int = 16) -> dict[str, dict[str, float]]:
+        """Of each direction there is, "elicit", "suppress": mean loss a response token, and KL(q : p), "kl"; nats."""
+        found: dict[str, dict[str, float]] = {}
+        for way, wanted in (("elicit", True), ("suppress", False)):
+            chosen = [k for k, pair in enumerate(self.pairs) if pair.elicit == wanted]
+            parts = [
+                torch.stack(list(self._each(subspace, chosen[start : start + batch_size], [loss, "kl_source"])))
+                for start in range(0, len(chosen), batch_size)
+            ]
+            if parts:
+                found[way] = dict(zip(("loss", "kl"), torch.cat(parts, 1).double().mean(1).tolist(), strict=True))
+        return found
 
     @property
     def lower(self) -> LowerBlocks | None:

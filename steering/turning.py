@@ -31,4 +31,5 @@ def turned(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _exchanged(losses: Mapping[str, Any]) -> dict[str, Any]:
-    return {_OTHER.get(key, key): value for key, value in losses.items()}
+    names = _OTHER | {f"recovered_{way}": f"recovered_{other}" for way, other in _OTHER.items()}
+    return {names.get(key, key): value for key, value in losses.items()}

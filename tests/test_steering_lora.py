@@ -2,12 +2,15 @@
 
 import copy
 
+import jaxtyping
+import numpy as np
 import peft
 import pytest
 import torch
 from spinal_models import tiny_model
 from tiny_tokenizer import tiny_tokenizer
 from torch import nn
+from transformers import MambaConfig, MambaForCausalLM
 
 import alignscope
 import zoo
@@ -193,11 +196,15 @@ def test_the_model_is_left_as_found(fails):
         ({"layer": [1, 7]}, "layer 7 is not in 0 .. 2"),
         ({"rank": 33}, "rank 33: expected 1 .. 32"),
         ({"alpha": 0}, "alpha=0: expected a number above 0"),
-        ({"positions": "all"}, "act at every token"),
+        ({"alpha": "8"}, "alpha=8: expected a number above 0"),
+        ({"layer": "1"}, "each a whole number"),
+        ({"positions": "all"}, "positions: LoRA changes weights, which act at every token"),
+        ({"component": "mlp_out", "prefix": 1}, "component, prefix: LoRA"),
         ({"lr": -1}, "lr=-1"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(llama, change, told):
+def test_what_cannot_be_trained_is_refused(llama, change, told, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # checked types would refuse some of them first
     with pytest.raises(InputError, match=told):
         baselines.fit_lora(llama, WORDS, **(FAST | change))
 
@@ -224,6 +231,32 @@ def test_gpt2s_turned_layers_are_changed_alike():
     by_hand = alignscope.wrap(changed_by_hand(model, found, 1.0), zoo.tokenizer())
     with found.applied(subject):
         assert torch.allclose(logits(subject), logits(by_hand), atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [np.int64(1), 1, [1], (np.int64(1),)])
+def test_a_block_may_be_any_whole_number(llama, layer, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    found = baselines.fit_lora(llama, WORDS, **FAST | {"layer": layer})
+    assert found.layers == (1,)
+    assert type(found.metadata["settings"]["layers"][0]) is int
+
+
+def test_layers_that_peft_does_not_take_are_refused_and_the_model_is_left_as_found():
+    model = MambaForCausalLM(MambaConfig(vocab_size=47, hidden_size=32, num_hidden_layers=2, state_size=4))
+    subject = alignscope.wrap(model, tiny_tokenizer())
+    before = state_of(model)
+    for _ in range(2):  # and is not told of an adapter that is there already
+        with pytest.raises(InputError, match=r"LoRA cannot be had of its layers.*incompatible"):
+            baselines.fit_lora(subject, WORDS, layer=0, holdout=0, epochs=1)
+    assert state_of(model) == before
+
+
+def test_packed_experts_are_left_alone_and_told():
+    subject = alignscope.wrap(zoo.model("mixtral"), zoo.tokenizer())
+    found = baselines.fit_lora(subject, WORDS, **FAST | {"layer": 1})
+    assert all("self_attn" in name for name in found.weights)
+    (told,) = [notice for notice in found.notices() if "left as they are" in notice]
+    assert "block 1: mlp.experts.gate_up_proj; block 1: mlp.experts.down_proj" in told
 
 
 def test_in_half_precision_the_adapter_is_float32():
@@ -302,8 +335,9 @@ def test_other_models_are_refused_and_other_weights_tried_where_asked(lora):
     other = alignscope.wrap(tiny_model(blocks=3, width=32, scale=1.1, changed=1), tiny_tokenizer())
     with pytest.raises(InputError, match="its weights are"):
         lora.applied(other)
-    with pytest.warns(UserWarning, match="its weights are"), lora.applied(other, allow_other_weights=True):
+    with pytest.warns(UserWarning, match="its weights are") as told, lora.applied(other, allow_other_weights=True):
         pass
+    assert len(told) == 1
     wide = alignscope.wrap(tiny_model(blocks=3, width=64), tiny_tokenizer())
     with pytest.raises(InputError, match="hidden size 64, the vector was made on 32"):
         lora.applied(wide)

@@ -109,6 +109,22 @@ def test_generation_is_the_same_with_and_without_a_cache(zoo_subjects, name, whe
     assert where == "all" or [row[0] for row in cached] == [row[0] for row in plain]
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "gemma3"])
+@pytest.mark.parametrize("where", ["all", "prompt"])
+def test_a_static_cache_whose_masks_are_by_kind_of_layer_reads_the_same_tokens(zoo_subjects, name, where):
+    """transformers hands its layers masks of rows x columns then, for some models several by name."""
+    subject = zoo_subjects[name]
+    ids, mask = padded(ROWS, 0, left=True)
+    options = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    edit = Clamp(direction(subject.d_model), 25.0, positions=Positions(where, prefix=1))
+    plain = subject.model.generate(ids, **options)
+    with subject.editing({Site(1): edit}):
+        dynamic = subject.model.generate(ids, **options)
+        static = subject.model.generate(ids, cache_implementation="static", **options)
+    assert torch.equal(static, dynamic)
+    assert not torch.equal(static, plain)
+
+
 # ---- padding, caches, beams
 
 

@@ -4,6 +4,10 @@ import pytest
 import torch
 from spinal_models import tiny_model
 from tiny_tokenizer import CHAT, tiny_tokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 import alignscope
 import zoo as models
@@ -111,6 +115,20 @@ class TestAutoPrefix:
     @pytest.mark.parametrize(("bos", "expected"), [(True, 1), (False, 0)])
     def test_without_a_template_it_is_the_bos(self, bos, expected):
         assert shared_prefix_length(tiny_tokenizer(bos=bos), vocab_rows=50) == expected
+
+    @pytest.mark.parametrize(("words", "expected"), [("A B", 2), ("0 1", 2), ("q", None)])
+    def test_letters_that_the_tokenizer_does_not_know_are_no_shared_prompt(self, words, expected):
+        """`a` and `b` are both <unk>: then other messages tell where prompts differ, or nothing does."""
+        vocabulary = {word: i for i, word in enumerate(["<unk>", "<eos>", "USER", "SAYS", "END", *words.split()])}
+        inner = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+        inner.pre_tokenizer = Whitespace()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="<eos>")
+        tokenizer.chat_template = "{% for m in messages %}USER SAYS {{ m['content'] }} END{% endfor %}"
+        if expected is None:
+            with pytest.raises(InputError, match="all one-letter messages alike; give the number of tokens"):
+                shared_prefix_length(tokenizer, vocab_rows=50)
+        else:
+            assert shared_prefix_length(tokenizer, vocab_rows=50) == expected
 
     def test_unsettled_it_has_no_mask(self):
         with pytest.raises(ValueError, match="depends on the tokenizer"):

@@ -29,7 +29,8 @@ def row_values(values: RowValues, h: Float[Tensor, "n d"], vocabulary: int) -> F
     size = max(1, (ENTRIES if h.device.type == "cpu" else DEVICE_ENTRIES) // vocabulary)
     if h.requires_grad and torch.is_grad_enabled():
         return _WithGradient.apply(values, size, h)
-    return torch.cat([_checked(values(h[part], part), h[part]) for part in _parts(len(h), size)])
+    with torch.no_grad():
+        return torch.cat([_checked(values(h[part], part), h[part]) for part in _parts(len(h), size)])
 
 
 class _WithGradient(torch.autograd.Function):

@@ -60,7 +60,7 @@ def learn(
     curve: list[dict[str, float | int]] = []
     with flowing_to(data.subject, parameters):  # LoRA's are the model's own
         train, told = build(data.train)
-        held = build(data.held)[0] if data.held else None
+        held, of_held = build(data.held) if data.held else (None, [])
 
         def terms(rows: Tensor) -> Iterator[Tensor]:
             drawn = levels[torch.randint(len(levels), (len(rows),), generator=draw)]
@@ -82,7 +82,7 @@ def learn(
             observe=observe,
             progress=None if progress is None else detailed(progress, partial(_text, curve)),
         )
-    return Learned(descent=descent, held_out=curve, told=told)
+    return Learned(descent=descent, held_out=curve, told=[*told, *(f"rows held out: {one}" for one in of_held)])
 
 
 def _text(curve: Sequence[Mapping[str, float | int]]) -> str:

@@ -1,6 +1,7 @@
 """A low-rank change of weights, trained on the answers through PEFT: LoRA, the reference point that is no edit."""
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from ...probes.subject import Site, Subject
 from ..descent import required_settings
 from ..encoded import EncodedQuadruple
 from ..lora import LoraSteering, linear_layers, wearing
-from ..model_fit import require_layer, require_rank
+from ..model_fit import blocks_of, require_layer, require_rank
 from ..positions import Positions
 from ..preparing import prepare
 from ..quadruples import QuadrupleFile
@@ -20,6 +21,8 @@ from ..runs import Edits
 from .choices import kept_runs
 from .learning import learn, metadata_of
 from .objectives import LanguageLoss, Objective
+
+EDITS_ONLY = ("component", "positions", "prefix")  # options of edits of hidden states
 
 
 def fit_lora(
@@ -37,9 +40,9 @@ def fit_lora(
     progress: Progress | None = None,
     **options: Any,
 ) -> LoraSteering:
-    """W + (alpha / rank) B A in every linear layer of the blocks: min of -log pi(y_c | x) over A and B, nats a token.
+    """W + (alpha / rank) B A in every linear layer of blocks: min of -log pi(y_c | x) over A and B, nats a token.
 
-    layer: one or several blocks. It acts at every token, so options are those of fit_ssv without positions. A starts
+    layer: one or several blocks. It acts at every token, so options are fit_ssv's but for EDITS_ONLY. A starts
     random from `seed`, B at zero, so nothing is changed before the first step. All settings are reconstructed: rank,
     lr, epochs and batch_size are fit_loreft's. Source: LoRA, arXiv 2106.09685, through the library peft.
     Raises InputError as train_cdas does, for layers that are none or named twice, an alpha that is no number above 0,
@@ -47,13 +50,11 @@ def fit_lora(
     method, metadata, history and notices are as of one, and `save` writes an adapter of PEFT.
     """
     rates = required_settings(lr=lr, epochs=epochs, batch_size=batch_size, grad_clip=grad_clip)
-    layers = (layer,) if isinstance(layer, int) else tuple(sorted(layer))
-    if not layers or len(set(layers)) < len(layers):
-        raise InputError(f"layers {list(layers)}: expected one at least, each once")
-    if not 0 < alpha < float("inf"):
+    layers = blocks_of(layer)
+    if not isinstance(alpha, Real) or not 0 < alpha < float("inf"):
         raise InputError(f"alpha={alpha}: expected a number above 0")
-    if "positions" in options:
-        raise InputError("positions: LoRA changes weights, which act at every token")
+    if given := [name for name in EDITS_ONLY if name in options]:
+        raise InputError(f"{', '.join(given)}: LoRA changes weights, which act at every token of whole blocks")
     require_rank(rank, subject)
     for number in layers:
         require_layer(Site(number), subject.n_layers, subject.name)
@@ -83,6 +84,18 @@ def fit_lora(
         weights=weights,
         layers=layers,
         alpha=float(alpha),
-        metadata=metadata_of(data, learned, {}),
+        metadata=metadata_of(data, learned, {}, packed_weights(subject, layers)),
         history=learned.descent.history(),
     )
+
+
+def packed_weights(subject: Subject, layers: Sequence[int]) -> list[str]:
+    """A notice where a block holds weights of three axes, as experts of a mixture are: no linear layer has them."""
+    anatomy: Any = getattr(subject, "anatomy")  # noqa: B009  linear_layers has refused carriers without one
+    names = [
+        f"block {layer}: {name}"
+        for layer in layers
+        for name, parameter in anatomy.blocks[layer].named_parameters()
+        if parameter.ndim > 2
+    ]
+    return [f"weights of no linear layer are left as they are ({'; '.join(names)})"] if names else []

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...errors import InputError
 from ...probes.inputs import Source
 from ...probes.shards import Progress
 from ...probes.subject import EditPositions, Site, Subject
@@ -15,7 +14,7 @@ from ..affine import AffineSteering
 from ..descent import required_settings
 from ..edits import Affine
 from ..encoded import EncodedQuadruple
-from ..model_fit import require_layer, require_rank
+from ..model_fit import blocks_of, require_layer, require_rank
 from ..positions import Positions, prompt_ends
 from ..preparing import prepare
 from ..quadruples import QuadrupleFile
@@ -50,9 +49,7 @@ def fit_loreft(
     SteeringVector, but `applied(subject, 1)`, method, metadata, history and notices are as of one.
     """
     rates = required_settings(lr=lr, epochs=epochs, batch_size=batch_size, grad_clip=grad_clip)
-    layers = [layer] if isinstance(layer, int) else sorted(layer)
-    if not layers or len(set(layers)) < len(layers):
-        raise InputError(f"layers {layers}: expected one at least, each once")
+    layers = list(blocks_of(layer))
     require_rank(rank, subject)
     named = isinstance(positions, str) and positions[:1] in "fl"
     data = prepare(subject, quadruples, layer=layers[0], positions="all" if named else positions, **options)

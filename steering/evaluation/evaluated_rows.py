@@ -80,6 +80,8 @@ def evaluated_rows(
     told = [f"{n} rows were set aside: {reason}" for reason, n in file.reasons.items()]
     if own and not held_out:
         told.append("the vector was trained on these rows: they flatter it")
+    if held_out and (chose := _chosen_by_rows_held_out(made_of)):
+        told.append(f"the rows held out of training chose the vector's {' and '.join(chose)}: they flatter it")
     return EvaluatedRows(
         quadruples=tuple(chosen),
         encoded=tuple(found[row.row] for row in chosen),
@@ -90,6 +92,11 @@ def evaluated_rows(
         text=options,
         notices=(*file.notices, *told),
     )
+
+
+def _chosen_by_rows_held_out(made_of: Mapping[str, Any]) -> list[str]:
+    kept = (made_of.get("metrics") or {}).get("kept_step")
+    return [what for what, did in (("layer", made_of.get("layer_scan")), ("epoch", kept is not None)) if did]
 
 
 def _require_its_rows(file: QuadrupleFile, data: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from ...diagnose.report import Estimate
 from ...diagnose.statistics import LEVEL, MIN_CLUSTERS
 from ...errors import InputError
 from ...probes.inputs import Source
-from ...probes.shards import Progress
+from ...probes.shards import Progress, prefixed
 from ...probes.subject import Site, Subject
 from ..encoded import DIRECTIONS
 from ..model_fit import require_layer
@@ -110,7 +110,7 @@ def scan_layers(
             directions=directions,
             holdout=holdout,
             read=read,
-            progress=progress,
+            progress=None if progress is None else prefixed(progress, f"layer {layer}"),
             **options,
         )
     data = evaluated_rows(subject, file, vectors[chosen[0]], rows="held_out")

@@ -9,6 +9,7 @@ from ...probes.inputs import Source
 from ...probes.shards import Progress, prefixed
 from ...probes.subject import Site, Subject
 from .. import baselines as fits
+from ..baselines.lora import EDITS_ONLY
 from ..baselines.trained import FACTORS
 from ..by_name import train_by_name
 from ..quadruples import QuadrupleFile, read_quadruples
@@ -101,7 +102,8 @@ def _fitted(
     """LoReFT and LoRA are no files of vectors: they are trained again, to the same weights, where they act by rule."""
     told = None if progress is None else prefixed(progress, name)
     if name in _UNDIRECTED:
-        given = {key: value for key, value in options.items() if key != "positions"}
+        without = EDITS_ONLY if name == "lora" else ("positions",)
+        given = {key: value for key, value in options.items() if key not in without}
         return _UNDIRECTED[name](subject, file, progress=told, **given)
     at = None if keep is None else keep / f"{name}.safetensors"
     if at is not None and at.exists():
