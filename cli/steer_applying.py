@@ -17,7 +17,10 @@ VECTOR, TEXT, OUTPUT = "Vector", "Text", "Output"
 def apply(
     vector: Annotated[
         Path,
-        typer.Argument(help="The vector: .safetensors, or .gguf, .svec, .pt of other tools.", show_default=False),
+        typer.Argument(
+            help="The vector: .safetensors, or .gguf, .svec, .pt of other tools; or the folder of a set.",
+            show_default=False,
+        ),
     ],
     checkpoint: Annotated[
         str, typer.Argument(help="Folder, adapter folder, .gguf file or hub id.", show_default=False, metavar="MODEL")
@@ -27,6 +30,23 @@ def apply(
         Path | None,
         typer.Option(help="A file of prompts, or quadruples, whose plain inputs are taken.", rich_help_panel=TEXT),
     ] = None,
+    with_: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--with",
+            help="Another vector or set that acts with it; repeatable, in order, each at the same strength.",
+            rich_help_panel=VECTOR,
+        ),
+    ] = None,
+    sequential: Annotated[
+        bool,
+        typer.Option(
+            "--sequential",
+            help="Of several vectors, each clamps what the one before left, and only the last is sure to reach its "
+            "target; default: those of one site are solved together, or as the set was saved.",
+            rich_help_panel=VECTOR,
+        ),
+    ] = False,
     strength: Annotated[
         list[float] | None,
         typer.Option(
@@ -51,7 +71,7 @@ def apply(
     ] = "set",
     layer: Annotated[
         int | None,
-        typer.Option(help="Of a file with several layers, this one alone.", min=0, rich_help_panel=VECTOR),
+        typer.Option(help="Of VECTOR, where it holds several layers, this one.", min=0, rich_help_panel=VECTOR),
     ] = None,
     allow_other_weights: Annotated[
         bool,
@@ -91,6 +111,8 @@ def apply(
     \b
     One prompt:    alignscope steer apply vector.safetensors my-model/ --prompt "How was your day?"
     Strengths:     alignscope steer apply vector.safetensors my-model/ --prompts p.jsonl --strength 1 --strength -1
+    Several:       alignscope steer apply vector.safetensors my-model/ --with second.safetensors --prompts p.jsonl
+    A saved set:   alignscope steer apply set/ my-model/ --prompts p.jsonl
     To a file:     alignscope steer apply vector.safetensors my-model/ --prompts p.jsonl -o outputs.jsonl
     In Python:     with vector.applied(subject, 1.0): subject.generate(["How was your day?"])
     """
@@ -105,11 +127,15 @@ def apply(
         require_free(out, overwrite=overwrite, endings=(".jsonl",))
 
     from ..probes.loading import load
-    from ..steering.conversion import read_vectors
+    from ..steering.conversion import read_together
     from ..steering.steered_texts import steered_texts
     from .progress import progress_bar
 
-    vectors = read_vectors(vector, layer=layer)
+    vectors = read_together([vector, *(with_ or [])], layer=layer, joint=False if sequential else None)
+    if sequential and len(vectors.vectors) == 1:
+        raise InputError("--sequential: of several vectors, and this is one; give the others with --with FILE")
+    for notice in vectors.notices():
+        typer.echo(f"notice: {notice}", err=True)
     subject = load(checkpoint, base=base, dtype=dtype, device=device)
     with told_warnings(), progress_bar(quiet) as progress:
         found = steered_texts(

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 VECTOR, COST, OUTPUT = "Vector", "What the export costs", "Output"
 File = Annotated[
-    Path, typer.Argument(help="The vector: .safetensors, or .gguf, .svec, .pt of other tools.", show_default=False)
+    Path,
+    typer.Argument(
+        help="The vector: .safetensors, or .gguf, .svec, .pt of other tools; or the folder of a set.",
+        show_default=False,
+    ),
 ]
 Layer = Annotated[int | None, typer.Option(help="Of a file with several layers, this one alone.", min=0)]
 
@@ -31,10 +35,15 @@ def inspect(
     \b
     alignscope steer inspect vector.safetensors
     alignscope steer inspect control_vector.gguf --json
+    alignscope steer inspect set/
     """
     from ..steering.conversion import format_of, read_vectors
     from ..steering.describing import vector_facts
+    from ..steering.set_files import is_set
 
+    if is_set(file):
+        _inspect_set(file, layer, as_json=as_json)
+        return
     found = [vector_facts(vector) for vector in read_vectors(file, layer=layer)]
     if as_json:
         shown = {"file": str(file), "format": format_of(file), "vectors": found}
@@ -46,8 +55,36 @@ def inspect(
         print_facts(str(file), facts, settings=True)
 
 
+def _inspect_set(folder: Path, layer: int | None, *, as_json: bool) -> None:
+    from ..steering.conversion import SET, read_together
+    from ..steering.describing import vector_facts
+    from ..steering.set_files import load_set, read_card, set_facts
+
+    vectors = read_together([folder], layer=layer)
+    members = zip(read_card(folder)[1], load_set(folder).vectors, strict=True)
+    files = [str(member.file) for member, vector in members if layer is None or vector.site.layer == layer]
+    each = [{"file": file, **vector_facts(one)} for file, one in zip(files, vectors.vectors, strict=True)]
+    facts = set_facts(vectors)
+    if as_json:
+        shown = {"file": str(folder), "format": SET, **facts, "vectors": each}
+        typer.echo(json.dumps(shown, indent=2, allow_nan=False))
+        return
+    from .steer_text import print_facts, print_set
+
+    print_set(str(folder), facts, len(each))
+    for one in each:
+        print_facts(one["file"], one, settings=True)
+
+
 def convert(
-    source: Annotated[Path, typer.Argument(help="The vector as it is.", show_default=False, metavar="IN")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="The vector as it is; also a set, and AxBench's {Method}_weight.pt or its folder.",
+            show_default=False,
+            metavar="IN",
+        ),
+    ],
     target: Annotated[Path, typer.Argument(help="What to write.", show_default=False, metavar="OUT")],
     to: Annotated[
         str | None,
@@ -59,6 +96,14 @@ def convert(
     ] = None,
     layer: Annotated[
         int | None, typer.Option(help="Of a file with several layers, this one alone.", min=0, rich_help_panel=VECTOR)
+    ] = None,
+    row: Annotated[
+        int | None,
+        typer.Option(help="Of AxBench's weights, the concept of this row, from 0.", min=0, rich_help_panel=VECTOR),
+    ] = None,
+    concept: Annotated[
+        str | None,
+        typer.Option(help="The same by its text in metadata.jsonl.", rich_help_panel=VECTOR),
     ] = None,
     model: Annotated[
         str | None,
@@ -103,6 +148,7 @@ def convert(
     \b
     For llama.cpp:   alignscope steer convert vector.safetensors vector.gguf --model my-model/ --prompts prompts.jsonl
     From another:    alignscope steer convert control_vector.gguf vector.safetensors --layer 12 --model my-model/
+    Of AxBench:      alignscope steer convert DiffMean_weight.pt vector.safetensors --row 3 --model my-model/
     In Python:       alignscope.SteeringVector.load("vector.safetensors").to_gguf("vector.gguf")
     """
     from ..errors import InputError
@@ -115,8 +161,10 @@ def convert(
         raise InputError(f"{source} and {target}: both are {kinds[0]}; copy the file, or name another format with --to")
     if prompts is not None and model is None:
         raise InputError("--prompts without --model: what the export costs is measured on a model; give it too")
+    if row is not None and concept is not None:
+        raise InputError("give --row or --concept, one of them")
     require_free(target, overwrite=overwrite)
-    vectors = read_vectors(source, layer=layer)
+    vectors = read_vectors(source, layer=layer, concept=concept if row is None else row)
     cost: ExportCost | str | None = None
     subject = None
     if model is not None:

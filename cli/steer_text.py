@@ -67,6 +67,20 @@ def print_facts(name: str, facts: Mapping[str, Any], console: "Console | None" =
         _row(console, label, text)
 
 
+def print_set(name: str, facts: Mapping[str, Any], n: int) -> None:
+    """What set_facts found of a set of n vectors, before the vectors themselves."""
+    from rich.markup import escape
+
+    console = _console()
+    how = "solved together at one site (joint)" if facts["joint"] else "one after another (sequential)"
+    console.print(f"[bold]{escape(name)}[/]: a set of {n}, clamps {how}", soft_wrap=True, highlight=False)
+    for pair in facts["cosines"]:
+        place = f"block {pair['site']['layer']} ({pair['site']['component']})"
+        _row(console, "|cos|", f"{pair['cosine']:.4f} of vectors {pair['first']} and {pair['second']} at {place}")
+    for notice in facts["notices"]:
+        _row(console, "notice", notice)
+
+
 def _what(facts: Mapping[str, Any]) -> str:
     edit = {"clamp": f"a clamp of rank {facts['rank']}", "add": "a vector to add", "ablate": "an ablation"}
     site = facts["site"]

@@ -11,20 +11,22 @@ from .files import ENDING, load_vector, save_vector
 from .formats.control_vector import read_control_vector, write_control_vector
 from .formats.directions import Export
 from .formats.svec import read_svec, write_svec
-from .formats.torch_files import read_layer_activations, write_layer_activations
+from .formats.torch_files import is_axbench, read_axbench, read_layer_activations, write_layer_activations
 from .model_fit import model_fingerprint, require_fit
+from .set_files import CARD, is_set, load_set
+from .sets import SteeringSet
 from .vector import PathLike, SteeringVector
 
-OWN = "safetensors"
+OWN, SET, AXBENCH = "safetensors", "set", "axbench"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """A kind of file: its endings, and what reads and writes all vectors of one."""
+    """A kind of file: its endings (none: told by its content), and what reads and writes all vectors of one."""
 
     endings: tuple[str, ...]
     read: Callable[[PathLike], list[SteeringVector]]
-    write: Callable[[Sequence[SteeringVector], PathLike], Export]
+    write: Callable[[Sequence[SteeringVector], PathLike], Export] | None  # None: is read only
 
 
 def _read_own(path: PathLike) -> list[SteeringVector]:
@@ -50,16 +52,28 @@ FORMATS: Mapping[str, Format] = {
     "gguf": Format(endings=(".gguf",), read=read_control_vector, write=write_control_vector),
     "svec": Format(endings=(".svec",), read=read_svec, write=write_svec),
     "steering-vectors": Format(endings=(".pt", ".pth"), read=read_layer_activations, write=write_layer_activations),
+    AXBENCH: Format(endings=(), read=lambda path: [read_axbench(path, None)], write=None),
+    SET: Format(endings=(), read=lambda path: list(load_set(path).vectors), write=None),
 }
 
 
 def format_of(path: PathLike, name: str | None = None) -> str:
-    """The format that a file's ending stands for, or `name`. InputError for others."""
+    """The format that a file's ending stands for, that a folder is of, or `name`. InputError for others."""
     if name is not None:
-        if name not in FORMATS:
-            raise InputError(f"format '{name}': expected one of {', '.join(FORMATS)}")
+        written = [known for known, kind in FORMATS.items() if kind.write is not None]
+        if name not in written:
+            raise InputError(f"format '{name}': expected one of {', '.join(written)}")
         return name
     file = Path(path)
+    if is_set(file):
+        return SET
+    if is_axbench(file):
+        return AXBENCH
+    if file.is_dir():
+        raise InputError(
+            f"{file}: a folder that holds neither a set of vectors ({CARD}) nor AxBench's {{Method}}_weight.pt; name a "
+            "file in it"
+        )
     for known, kind in FORMATS.items():
         if file.suffix.lower() in kind.endings:
             return known
@@ -68,21 +82,32 @@ def format_of(path: PathLike, name: str | None = None) -> str:
 
 
 def require_own(file: Path) -> None:
-    """InputError, saying how to make a vector of it, for a file that is there with the ending of another tool's."""
+    """InputError for a set, saying what reads it, and for another tool's, saying how to make a vector of it."""
+    if is_set(file):
+        raise InputError(
+            f"{file}: a set of vectors, expected one; name a file in it, or read it with SteeringSet.load (steer apply "
+            "and inspect take sets)"
+        )
     kinds = [name for name, kind in FORMATS.items() if file.suffix.lower() in kind.endings and name != OWN]
-    if kinds and file.is_file():
+    kinds = [AXBENCH] if is_axbench(file) else kinds if file.is_file() else []
+    if kinds:
         raise InputError(
             f"{file}: a file of another tool ({kinds[0]}); make a vector of it with alignscope steer convert {file} "
             f"{file.with_suffix(ENDING)} --model MODEL"
         )
 
 
-def read_vectors(path: PathLike, *, layer: int | None = None) -> list[SteeringVector]:
+def read_vectors(path: PathLike, *, layer: int | None = None, concept: int | str | None = None) -> list[SteeringVector]:
     """All vectors of a file, by its ending: ours holds one, other tools' files one to add a layer; or that of `layer`.
 
-    Raises InputError for another ending, a layer that is not in it, and as the format's reader does.
+    The folder of a set holds several. Of AxBench's weights one row is read: `concept`, its number or text, where there
+    are several (see SteeringVector.from_axbench). Raises InputError for another ending, a layer that is not in it, a
+    concept of another format, and as the format's reader does.
     """
-    found = FORMATS[format_of(path)].read(path)
+    kind = format_of(path)
+    if concept is not None and kind != AXBENCH:
+        raise InputError(f"{os.fspath(path)}: {kind}, and only AxBench's weights have rows to choose ({concept!r})")
+    found = FORMATS[kind].read(path) if concept is None else [read_axbench(path, concept)]
     chosen = [vector for vector in found if layer is None or vector.site.layer == layer]
     if not chosen:
         there = ", ".join(str(vector.site.layer) for vector in found)
@@ -90,13 +115,40 @@ def read_vectors(path: PathLike, *, layer: int | None = None) -> list[SteeringVe
     return chosen
 
 
+def read_together(paths: Sequence[PathLike], *, layer: int | None = None, joint: bool | None = None) -> SteeringSet:
+    """The vectors of several files or sets, in order, as one set. layer: of the first path, see `read_vectors`.
+
+    joint None: as the sets among them were saved; of files, True. Raises InputError as SteeringSet and `read_vectors`
+    do, and where joint is None and the sets among the paths do not say the same.
+    """
+    named = ", ".join(str(path) for path in paths)
+    if joint is None:
+        said = {load_set(path).joint if is_set(path) else True for path in paths}
+        if len(said) > 1:
+            raise InputError(
+                f"{named}: one is a sequential set and another is not; say joint=False "
+                "(--sequential) for all, or apply the set alone"
+            )
+        joint = said.pop() if said else True
+    found = [vector for i, path in enumerate(paths) for vector in read_vectors(path, layer=None if i else layer)]
+    try:
+        return SteeringSet(found, joint)
+    except InputError as error:
+        raise InputError(f"{named}: {error}") from error
+
+
 def write_vectors(vectors: Sequence[SteeringVector], path: PathLike, *, name: str | None = None) -> Export:
     """One file of all vectors, in the format `name` or that of the ending; says what was lost.
 
     Raises InputError for what the format cannot hold: clamps of a higher rank, ablations, other components than
-    resid_post; in our own format several vectors, and one without a fingerprint (see `bound`).
+    resid_post; in our own format several vectors, and one without a fingerprint (see `bound`). AxBench's weights and
+    sets are not written here.
     """
-    return FORMATS[format_of(path, name)].write(vectors, path)
+    kind = format_of(path, name)
+    write = FORMATS[kind].write
+    if write is None:
+        raise InputError(f"{os.fspath(path)}: a {kind} is there, which is only read; choose another place")
+    return write(vectors, path)
 
 
 def bound(vector: SteeringVector, subject: Subject, *, allow_other_weights: bool = False) -> SteeringVector:

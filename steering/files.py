@@ -81,9 +81,9 @@ def load_vector(path: "PathLike") -> "SteeringVector":
     from .vector import SteeringVector
 
     file = Path(path)
+    require_own(file)
     if not file.is_file() and not file.name.endswith(ENDING):
         file = Path(f"{os.fspath(path)}{ENDING}")
-    require_own(file)
     header, tensors = _read(file)
     site = _site(file, tensors)
     parts = {key.rsplit(".", 1)[1]: tensor for key, tensor in tensors.items()}

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
 
 import torch
 
@@ -19,6 +20,17 @@ from .vector import PathLike, SteeringVector, Strength
 TOO_CLOSE = 0.95  # |cos|: the joint solution amplifies by (1 + c) / (1 - c) = 39 there
 LARGEST_CONDITION = (1 + TOO_CLOSE) / (1 - TOO_CLOSE)  # of W W^T, for any number of directions
 CLOSE = 0.5
+_SEQUENTIAL = "or joint=False (--sequential)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """Two vectors of a set at one site, by their numbers from 0, and the largest |cos| of a direction in each."""
+
+    site: Site
+    first: int
+    second: int
+    cosine: float  # 0: orthogonal, 1: one lies in the other, or they share a direction
 
 
 @dataclass(frozen=True, slots=True, kw_only=False, eq=False)
@@ -27,8 +39,9 @@ class SteeringSet:
 
     joint: the clamps (and ablations) of one site are solved together, so that all reach their targets; they act where
     the last of them stands. Otherwise only the last is sure to. Adds sum.
-    Raises InputError for an empty set, and where directions to clamp jointly nearly depend on each other: two of
-    |cos| above 0.95, or more whose bases one upon the other, W, have a condition of W W^T above 39, as such a pair has.
+    Raises InputError for an empty set, for vectors of different widths, and where directions to clamp jointly nearly
+    depend on each other: two of |cos| above 0.95, or more whose bases one upon the other, W, have a condition of W W^T
+    above 39, as such a pair has.
     """
 
     vectors: Sequence[SteeringVector]
@@ -37,15 +50,28 @@ class SteeringSet:
     def __post_init__(self) -> None:
         if not self.vectors:
             raise InputError("a set of no vectors")
+        widths = [vector.subspace.width for vector in self.vectors]
+        if len({*widths}) > 1:
+            told = ", ".join(map(str, widths))
+            raise InputError(f"vectors of widths {told}: a set acts on one model, so expected one width")
         if self.joint:
             self._require_apart()
 
-    def notices(self) -> tuple[str, ...]:
-        """Pairs at one site whose directions overlap: |cos| above 0.5."""
+    def overlaps(self) -> tuple[Overlap, ...]:
+        """Every two vectors at one site, whatever their edits, with the |cos| between them."""
         return tuple(
-            f"vectors {first} and {second} at {site} overlap: |cos| {cosine:.2f}; steering one moves the other"
-            for site, first, second, cosine in self._overlaps()
-            if cosine > CLOSE
+            Overlap(site=first.site, first=i, second=k, cosine=first.subspace.cosine(second.subspace))
+            for (i, first), (k, second) in combinations(enumerate(self.vectors), 2)
+            if first.site == second.site
+        )
+
+    def notices(self) -> tuple[str, ...]:
+        """Clamps (or ablations) at one site whose directions overlap: |cos| above 0.5."""
+        return tuple(
+            f"vectors {pair.first} and {pair.second} at {pair.site} overlap: |cos| {pair.cosine:.2f}; steering one "
+            "moves the other"
+            for pair in self._clamped()
+            if pair.cosine > CLOSE
         )
 
     def applied(
@@ -63,20 +89,44 @@ class SteeringSet:
         numbers = numbers_of(strengths)
         given = numbers if isinstance(numbers, list) else [numbers] * len(self.vectors)
         if len(given) != len(self.vectors):
-            raise InputError(f"{len(given)} strengths for {len(self.vectors)} vectors; expected one each")
+            raise InputError(
+                f"{len(given)} strengths for {len(self.vectors)} vectors; expected one each, or one number for all"
+            )
+        require_all_fit(self.vectors, subject, allow_other_weights=allow_other_weights)
         chosen: dict[Site, list[Edit]] = {}
         for vector, strength in zip(self.vectors, given, strict=True):
-            allowed = allow_other_weights or vector.allow_other_weights
-            require_fit(vector.site, vector.subspace.width, vector.fingerprint, subject, allow_other_weights=allowed)
             edit = vector.edit_for(strength)
             if strength != 0:
                 chosen.setdefault(vector.site, []).append(edit)
         levels = {site: joined(edits) if self.joint else edits for site, edits in chosen.items()}
         for site, edits in levels.items():
             if self.joint and sum(isinstance(edit, Clamp | Ablate) for edit in edits) > 1:
-                raise InputError(f"clamps at {site} act on different positions; give them the same, or joint=False")
+                raise InputError(f"clamps at {site} act on different positions; give them the same, {_SEQUENTIAL}")
         contexts = [subject.editing({site: edit}) for site, edits in levels.items() for edit in edits]
         return _entered(contexts)
+
+    def save(self, folder: PathLike, *, overwrite: bool = False) -> Path:
+        """Write a folder: a safetensors file a vector (SteeringVector.save), and set.json with order, joint, sha256.
+
+        It appears whole or not at all. Returns its path. Raises InputError where the folder is there; with overwrite
+        where it holds anything but a set; for a vector that SteeringVector.save refuses.
+        """
+        from .set_files import save_set
+
+        return save_set(self, folder, overwrite=overwrite)
+
+    @classmethod
+    def load(
+        cls, folder: PathLike, subject: Subject | None = None, *, allow_other_weights: bool = False
+    ) -> "SteeringSet":
+        """Read what `save` wrote; with a subject, refuse it here where `applied` would.
+
+        Raises InputError, naming the file, for a folder that is no set, of a newer version or with a damaged set.json;
+        for files that are missing or have changed (sha256); and for each vector as SteeringVector.load.
+        """
+        from .set_files import load_set
+
+        return load_set(folder, subject, allow_other_weights=allow_other_weights)
 
     @classmethod
     def from_gguf(cls, path: PathLike) -> "SteeringSet":
@@ -85,22 +135,22 @@ class SteeringSet:
 
         return cls(read_control_vector(path))
 
-    def _overlaps(self) -> list[tuple[Site, int, int, float]]:
-        """Site, numbers and |cos| of every two clamps or ablations at one site."""
-        numbered = [(i, vector) for i, vector in enumerate(self.vectors) if vector.edit != "add"]
+    def _clamped(self) -> list[Overlap]:
+        """Those overlaps in which both set coordinates; what adds do sums up."""
         return [
-            (first.site, i, k, first.subspace.cosine(second.subspace))
-            for (i, first), (k, second) in combinations(numbered, 2)
-            if first.site == second.site
+            pair
+            for pair in self.overlaps()
+            if "add" not in (self.vectors[pair.first].edit, self.vectors[pair.second].edit)
         ]
 
     def _require_apart(self) -> None:
         """Of clamps of one site on the same positions; of others none is solved with another."""
-        for site, first, second, cosine in self._overlaps():
-            if cosine > TOO_CLOSE and self.vectors[first].positions == self.vectors[second].positions:
+        for pair in self._clamped():
+            first, second = self.vectors[pair.first], self.vectors[pair.second]
+            if pair.cosine > TOO_CLOSE and first.positions == second.positions:
                 raise InputError(
-                    f"vectors {first} and {second} at {site}: |cos| {cosine:.3g} is above {TOO_CLOSE}, so reaching "
-                    "both targets would take a huge step; leave one out, or joint=False"
+                    f"vectors {pair.first} and {pair.second} at {pair.site}: |cos| {pair.cosine:.3g} is above "
+                    f"{TOO_CLOSE}, so reaching both targets would take a huge step; leave one out, {_SEQUENTIAL}"
                 )
         together: dict[tuple[Site, Positions], list[int]] = {}
         for i, vector in enumerate(self.vectors):
@@ -112,8 +162,24 @@ class SteeringSet:
                 raise InputError(
                     f"vectors {', '.join(map(str, numbers))} at {site}: together their directions nearly depend on "
                     f"each other (condition {found:.3g}, above {LARGEST_CONDITION:.0f}), so reaching all targets would "
-                    "take a huge step; leave one out, or joint=False"
+                    f"take a huge step; leave one out, {_SEQUENTIAL}"
                 )
+
+
+def require_all_fit(
+    vectors: Sequence[SteeringVector],
+    subject: Subject,
+    names: Sequence[str] | None = None,
+    *,
+    allow_other_weights: bool = False,
+) -> None:
+    """InputError, with the vector's name or number, unless all belong on the subject; see model_fit.require_fit."""
+    for i, vector in enumerate(vectors):
+        allowed = allow_other_weights or vector.allow_other_weights
+        try:
+            require_fit(vector.site, vector.subspace.width, vector.fingerprint, subject, allow_other_weights=allowed)
+        except InputError as error:
+            raise InputError(f"{f'vector {i}' if names is None else names[i]}: {error}") from error
 
 
 def condition(subspaces: Sequence[Subspace]) -> float:

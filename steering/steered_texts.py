@@ -51,7 +51,7 @@ class SteeredTexts:
 
 def steered_texts(
     subject: Subject,
-    vectors: Sequence[SteeringVector],
+    vectors: Sequence[SteeringVector] | SteeringSet,
     prompts: Source | PromptFile,
     *,
     strengths: Sequence[float | int] = (1.0,),
@@ -69,11 +69,12 @@ def steered_texts(
     """Continuations of every prompt without the vectors (strength 0), then at each strength, then at the middle.
 
     See generate_steered: temperature 0 is greedy, and draws at all strengths of a prompt share their noise. Several
-    vectors act together. neutral: also the clamp to the middle. scale, mode: of a clamp. template: as the vector was
-    made where None. batch_size: rows a batch.
+    vectors act together, joint unless they are a set that is not. neutral: also the clamp to the middle. scale, mode:
+    of a clamp. template: as the (first) vector was made where None. batch_size: rows a batch.
     Raises InputError where a vector does not belong on the model (see SteeringVector.load), for options that an edit
     does not know, and where over 5 % of the prompts cannot be read.
     """
+    each = vectors.vectors if isinstance(vectors, SteeringSet) else vectors
     vector = together(vectors, allow_other_weights)
     options = {name: value for name, value, usual in (("scale", scale, "mid"), ("mode", mode, "set")) if value != usual}
     numbers = [*dict.fromkeys([0.0, *map(finite, strengths)])]
@@ -83,7 +84,7 @@ def steered_texts(
     if neutral:
         applying(subject, vector, **options, neutral=True)(1.0)
     file = plain_inputs(prompts)
-    asked, invalid = encoded_prompts(subject, file, vectors, template=template, room=max_new_tokens)
+    asked, invalid = encoded_prompts(subject, file, each, template=template, room=max_new_tokens)
 
     def generated(wanted: Sequence[float], clamp: dict[str, Any]) -> list[Generation]:
         rows = [Wanted(ids, strength) for _, ids in asked for strength in wanted]
@@ -108,10 +109,13 @@ def steered_texts(
     return SteeredTexts(texts=tuple(texts), invalid=invalid)
 
 
-def together(vectors: Sequence[SteeringVector], allow_other_weights: bool = False) -> SteeringVector | SteeringSet:
-    """The vectors of one file as what is applied: one, or a set of several. InputError for none."""
-    allowed = [replace(v, allow_other_weights=allow_other_weights or v.allow_other_weights) for v in vectors]
-    return allowed[0] if len(allowed) == 1 else SteeringSet(allowed)
+def together(
+    vectors: Sequence[SteeringVector] | SteeringSet, allow_other_weights: bool = False
+) -> SteeringVector | SteeringSet:
+    """The vectors of one file, or of a set, as what is applied: one, or a set of several. InputError for none."""
+    given = vectors if isinstance(vectors, SteeringSet) else SteeringSet(vectors)
+    allowed = [replace(v, allow_other_weights=allow_other_weights or v.allow_other_weights) for v in given.vectors]
+    return allowed[0] if len(allowed) == 1 else replace(given, vectors=allowed)
 
 
 def encoded_prompts(

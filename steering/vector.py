@@ -246,8 +246,14 @@ class SteeringVector:
         return _one(read_layer_activations(path), layer, path)
 
     @classmethod
-    def from_axbench(cls, folder: PathLike, concept: int = 0, method: str | None = None) -> "SteeringVector":
-        """An add, from the row of a concept in AxBench's {Method}_weight.pt; `method` where there are several files."""
+    def from_axbench(
+        cls, folder: PathLike, concept: int | str | None = 0, method: str | None = None
+    ) -> "SteeringVector":
+        """An add, from a row of AxBench's {Method}_weight.pt [n, d]; folder: where it lies, or the file itself.
+
+        concept: the row from 0, or the concept's text in metadata.jsonl; None: the only row. method: where the folder
+        has several files. Raises InputError where that is not one row, or a file is missing or no such file.
+        """
         from .formats.torch_files import read_axbench
 
         return read_axbench(folder, concept, method)

@@ -11,6 +11,7 @@ import torch
 
 from alignscope import InputError, SteeringVector
 from alignscope.steering import Factors, Positions, Site, SteeringSet, Subspace
+from alignscope.steering.conversion import format_of, read_vectors
 from alignscope.steering.files import FORMAT
 
 V = torch.randn(16, generator=torch.Generator().manual_seed(0))
@@ -279,3 +280,52 @@ class TestAxBench:
         (folder / "config.json").unlink()
         with pytest.raises(InputError, match=r"config\.json: not readable"):
             SteeringVector.from_axbench(folder)
+
+    def test_a_concept_may_be_named_by_its_text(self, folder):
+        assert torch.equal(SteeringVector.from_axbench(folder, "b").vector, 2 * V)
+        with pytest.raises(InputError, match=r"0 of 2 rows are of the concept 'c'; .*rows: 0 'a', 1 'b'"):
+            SteeringVector.from_axbench(folder, "c")
+        (folder / "metadata.jsonl").write_text('{"concept": "a"}\n{"concept": "a"}\n')
+        with pytest.raises(InputError, match="2 of 2 rows are of the concept 'a'"):
+            SteeringVector.from_axbench(folder, "a")
+        (folder / "metadata.jsonl").unlink()
+        with pytest.raises(InputError, match=r"rows: metadata\.jsonl names none"):
+            SteeringVector.from_axbench(folder, "a")
+
+    def test_a_line_beyond_the_weights_names_no_row(self, folder):
+        (folder / "metadata.jsonl").write_text('{"concept": "a"}\n{"concept": "b"}\n{"concept": "c"}\n')
+        with pytest.raises(InputError, match="0 of 2 rows are of the concept 'c'"):
+            SteeringVector.from_axbench(folder, "c")
+
+    def test_of_several_rows_one_is_to_be_named_where_none_is_meant(self, folder):
+        with pytest.raises(InputError, match=r"2 rows; choose one .*--row N or --concept TEXT\); rows: 0 'a', 1 'b'"):
+            SteeringVector.from_axbench(folder, None)
+        torch.save(3 * V[None], folder / "DiffMean_weight.pt")
+        assert torch.equal(SteeringVector.from_axbench(folder, None).vector, 3 * V)
+
+    def test_the_file_stands_for_its_method(self, folder):
+        torch.save(-V[None], folder / "PCA_weight.pt")
+        found = SteeringVector.from_axbench(folder / "PCA_weight.pt")
+        assert (found.method, found.vector.tolist()) == ("PCA", (-V).tolist())
+        with pytest.raises(InputError, match="are there for: PCA"):
+            SteeringVector.from_axbench(folder / "PCA_weight.pt", method="DiffMean")
+
+    @pytest.mark.parametrize("weight", [torch.zeros(0, 16), V, torch.ones(2, 2, 16), {"a": V}])
+    def test_what_is_no_table_of_rows_is_refused(self, folder, weight):
+        torch.save(weight, folder / "DiffMean_weight.pt")
+        with pytest.raises(InputError, match=r"expected \[concepts, d\] with a row 0"):
+            SteeringVector.from_axbench(folder, "a")
+
+    def test_it_is_told_from_a_dictionary_by_its_name_and_config(self, folder):
+        assert [format_of(path) for path in (folder, folder / "DiffMean_weight.pt")] == ["axbench", "axbench"]
+        assert format_of(folder / "new_weight.pt") == "steering-vectors"
+        (folder / "config.json").unlink()
+        assert format_of(folder / "DiffMean_weight.pt") == "steering-vectors"
+        with pytest.raises(InputError, match=r"AxBench's \{Method\}_weight\.pt has config\.json beside it"):
+            read_vectors(folder / "DiffMean_weight.pt")
+
+    def test_code_is_never_run(self, folder, capsys):
+        torch.save(Code(), folder / "DiffMean_weight.pt")
+        with pytest.raises(InputError, match="could run code"):
+            read_vectors(folder, concept=0)
+        assert capsys.readouterr().out == ""

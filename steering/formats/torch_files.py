@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ..vector import PathLike, SteeringVector
 
 _BLOCK = "decoder_block"  # what steering-vectors calls the residual behind a block
+_WEIGHT = "_weight.pt"  # of AxBench: {Method}_weight.pt
+_CONFIG, _METADATA = "config.json", "metadata.jsonl"  # beside it
+_NAMED = 5  # concepts that an error names
 _AXBENCH_COMPONENTS = {"res": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}
 
 
@@ -42,7 +45,8 @@ def read_layer_activations(path: "PathLike") -> list["SteeringVector"]:
     if not isinstance(found, Mapping) or not all(
         isinstance(layer, int) and isinstance(values, Tensor) for layer, values in found.items()
     ):
-        raise InputError(f"{file}: expected a dictionary {{layer: tensor}}, or one under `layer_activations`")
+        weight = f"; AxBench's {{Method}}{_WEIGHT} has {_CONFIG} beside it" if isinstance(content, Tensor) else ""
+        raise InputError(f"{file}: expected a dictionary {{layer: tensor}}, or one under `layer_activations`{weight}")
     kind = content.get("layer_type", _BLOCK)
     if kind != _BLOCK:
         raise InputError(f"{file}: layer type '{kind}'; expected '{_BLOCK}'")
@@ -50,40 +54,51 @@ def read_layer_activations(path: "PathLike") -> list["SteeringVector"]:
     return added(plain, {}, file, source_format="steering-vectors")
 
 
-def read_axbench(folder: "PathLike", concept: int, method: str | None) -> "SteeringVector":
-    """Row `concept` of {Method}_weight.pt [n, d] as a vector to add, with its row of metadata.jsonl.
+def is_axbench(path: "PathLike") -> bool:
+    """Whether it is a folder with a {Method}_weight.pt, or such a file with config.json beside it."""
+    file = Path(path)
+    if file.is_dir():
+        return any(file.glob(f"*{_WEIGHT}"))
+    return file.name.endswith(_WEIGHT) and file.is_file() and (file.parent / _CONFIG).is_file()
 
+
+def read_axbench(path: "PathLike", concept: int | str | None, method: str | None = None) -> "SteeringVector":
+    """A row of {Method}_weight.pt [n, d] as a vector to add, with its line of metadata.jsonl.
+
+    path: the folder, or the file in it. concept: the row from 0, or the text of the concept; None: the only row.
     AxBench multiplies it by a largest activation, which these files do not hold: strengths are in other units.
-    Raises InputError where a file or the row is missing, or `method` is not the name of one.
+    Raises InputError where a file or the row is missing, no row or several are of that concept, or `method` is not the
+    name of a file.
     """
     from ..vector import SteeringVector
 
-    root = Path(folder)
-    files = {file.name.removesuffix("_weight.pt"): file for file in sorted(root.glob("*_weight.pt"))}
+    given = Path(path)
+    root = given.parent if given.is_file() else given
+    there = [given] if given.is_file() else sorted(root.glob(f"*{_WEIGHT}"))
+    files = {file.name.removesuffix(_WEIGHT): file for file in there}
     chosen = method or next(iter(files), "")
     if chosen not in files or (method is None and len(files) > 1):
         raise InputError(
-            f"{root}: name one method; files {{method}}_weight.pt are there for: {', '.join(files) or '-'}"
+            f"{root}: name one method, or its file in place of the folder; files {{method}}{_WEIGHT} are there for: "
+            f"{', '.join(files) or '-'}"
         )
-    config = _json(root / "config.json")
+    config = _json(root / _CONFIG)
     weight = _tensors_only(files[chosen])
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or not 0 <= concept < len(weight):
-        shape = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-        raise InputError(f"{files[chosen]}: {shape}; expected [concepts, d] with a row {concept}")
+    row = _axbench_row(weight, concept, files[chosen])
     component = _AXBENCH_COMPONENTS.get(str(config.get("component")), str(config.get("component")))
     if not isinstance(config.get("layer"), int):
-        raise InputError(f"{root / 'config.json'}: no layer in it")
-    row = weight[concept].float()
-    if not torch.isfinite(row).all() or not row.any():
-        raise InputError(f"{files[chosen]}, row {concept}: not a direction (expected finite numbers, not all 0)")
+        raise InputError(f"{root / _CONFIG}: no layer in it")
+    values = weight[row].float()
+    if not torch.isfinite(values).all() or not values.any():
+        raise InputError(f"{files[chosen]}, row {row}: not a direction (expected finite numbers, not all 0)")
     return SteeringVector.adding(
-        row.clone(),
+        values.clone(),
         Site(config["layer"], component),
         method=chosen,
         metadata={
             "source_format": "axbench",
             "model_hint": config.get("model_name"),
-            "concept": _concept(root / "metadata.jsonl", concept),
+            "concept": next(iter(_lines(root / _METADATA)[row : row + 1]), None),
             "strength_unit": "rows of the file; AxBench's own is a largest activation, which the file does not hold",
         },
     )
@@ -108,12 +123,36 @@ def _json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _concept(file: Path, number: int) -> Any:
-    """The row's metadata; None where the file has no such line."""
+def _axbench_row(weight: Any, concept: int | str | None, file: Path) -> int:
+    """The row that is asked for. InputError for a weight of another shape, and where it is not one of its rows."""
+    n = len(weight) if isinstance(weight, Tensor) and weight.ndim == 2 else 0
+    wanted = concept if isinstance(concept, int) else 0
+    if not 0 <= wanted < n:
+        shape = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise InputError(f"{file}: {shape}; expected [concepts, d] with a row {wanted}")
+    if isinstance(concept, int):
+        return concept
+    lines = _lines(file.parent / _METADATA)[:n]
+    texts = [line.get("concept") if isinstance(line, dict) else None for line in lines]
+    found = [i for i, text in enumerate(texts) if text == concept] if concept is not None else [*range(n)]
+    if len(found) == 1:
+        return found[0]
+    named = [f"{i} '{text:.40}'" for i, text in enumerate(texts) if isinstance(text, str)]
+    shown = ", ".join([*named[:_NAMED], *(["..."] if len(named) > _NAMED else [])]) or f"{_METADATA} names none"
+    told = f"{n} rows" if concept is None else f"{len(found)} of {n} rows are of the concept '{concept}'"
+    raise InputError(
+        f"{file}: {told}; choose one with concept= (steer convert --row N or --concept TEXT); rows: {shown}"
+    )
+
+
+def _lines(file: Path) -> list[Any]:
+    """The JSON lines of metadata; none where there is no such file."""
     if not file.is_file():
-        return None
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    try:
-        return json.loads(lines[number]) if number < len(lines) else None
-    except ValueError as error:
-        raise InputError(f"{file}, line {number + 1}: not JSON") from error
+        return []
+    found = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            found += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise InputError(f"{file}, line {number}: not JSON") from error
+    return found
