@@ -121,11 +121,12 @@ def read_together(paths: Sequence[PathLike], *, layer: int | None = None, joint:
     joint None: as the sets among them were saved; of files, True. Raises InputError as SteeringSet and `read_vectors`
     do, and where joint is None and the sets among the paths do not say the same.
     """
+    named = ", ".join(str(path) for path in paths)
     if joint is None:
         said = {load_set(path).joint if is_set(path) else True for path in paths}
         if len(said) > 1:
             raise InputError(
-                f"{', '.join(map(os.fspath, paths))}: one is a sequential set and another is not; say joint=False "
+                f"{named}: one is a sequential set and another is not; say joint=False "
                 "(--sequential) for all, or apply the set alone"
             )
         joint = said.pop() if said else True
@@ -133,7 +134,7 @@ def read_together(paths: Sequence[PathLike], *, layer: int | None = None, joint:
     try:
         return SteeringSet(found, joint)
     except InputError as error:
-        raise InputError(f"{', '.join(map(os.fspath, paths))}: {error}") from error
+        raise InputError(f"{named}: {error}") from error
 
 
 def write_vectors(vectors: Sequence[SteeringVector], path: PathLike, *, name: str | None = None) -> Export:
