@@ -6,7 +6,7 @@ Vectors of PCA, LAT and the probe are as long as the way from f- to f+ along the
 where none is above 0, as LAT's is not.
 
 Trained on refusal_quadruples/train.parquet, evaluated on test.parquet as `alignscope steer evaluate` does: share of KL
-recovered in both directions, a sweep of six strengths, how greedy answers begin, KL and perplexity on WikiText,
+recovered in both directions, a sweep of five strengths, how greedy answers begin, KL and perplexity on WikiText,
 refusals of XSTest's safe prompts, AUROC of answers. A vector that takes refusals away is an instrument of red teams.
 Vectors and the report are kept in --out: what is there is not made again.
 """
@@ -27,8 +27,8 @@ from alignscope.steering import SteeringVector, baselines, evaluate_steering, sc
 
 from .ladder_table import reference_file
 
-STRENGTHS = (-4.0, -2.0, -1.0, 1.0, 2.0, 4.0)
-TRAINED = ("reps", "loreft", "prompt")  # beside the vectors that are kept: strengths are chosen, or there is no file
+STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
+TRAINED = ("das", "reps", "loreft", "lora", "prompt")  # beside the vectors that are kept: strengths are chosen, or there is no file
 Fit = Callable[[], Any]
 
 
@@ -108,10 +108,10 @@ def evaluated(
     chosen: int,
     options: argparse.Namespace,
 ) -> Report:
-    """CDAS behind the chosen layer; beside it CDAS behind the others, and every baseline behind the chosen one."""
+    """CDAS behind the chosen layer; beside it CDAS and the closed forms behind all of them, and what was trained."""
     main = f"cdas_{chosen}"
-    beside = {name: one for name, one in vectors.items() if name.startswith("cdas") or name.endswith(f"_{chosen}")}
-    del beside[main], beside[f"diffmean_{chosen}"]  # the difference of means is always there
+    of_itself = (main, f"diffmean_{chosen}")  # the difference of means is always there
+    beside = {name: one for name, one in vectors.items() if name not in of_itself}
     answers = pd.read_parquet(test)
     texts = {
         kind: answers[[f"{kind}_input", f"{kind}_output"]].set_axis(["prompt", "response"], axis=1).to_dict("records")
