@@ -28,7 +28,8 @@ from alignscope.steering import SteeringVector, baselines, evaluate_steering, sc
 from .ladder_table import reference_file
 
 STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
-TRAINED = ("das", "reps", "loreft", "lora", "prompt")  # beside the vectors that are kept: strengths are chosen, or there is no file
+# beside the vectors that are kept: strengths are chosen, or there is no file
+TRAINED = ("das", "reps", "loreft", "lora", "prompt")
 Fit = Callable[[], Any]
 
 
