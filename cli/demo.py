@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from ..diagnose.report import Report
 
 organism_app = typer.Typer(help="Small checkpoints with known answers, for tests, docs and trying things out.")
+Seed = Annotated[int, typer.Option(help="Seed of the weights and of the data; another one is another organism.")]
 
 
 @organism_app.command("preference")
 def preference(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to put the checkpoints and pairs in.")],
-    seed: options.Seed = 0,
+    seed: Seed = 0,
     quiet: options.Quiet = False,
 ) -> None:
     """Train base, SFT, DPO ladder, shuffled-label control and reward head in a world that can be enumerated.
@@ -37,7 +38,7 @@ def preference(
 def concept(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to put the model and the quadruples in.")],
     steps: Annotated[int, typer.Option(help="Steps of training; 500 make a model that answers without fault.")] = 500,
-    seed: options.Seed = 0,
+    seed: Seed = 0,
     quiet: options.Quiet = False,
 ) -> None:
     """Train a tiny model that answers in one of two ways as a flag says, with quadruples to steer it by (15 seconds).

@@ -1,7 +1,7 @@
 """Options that several commands share, worded once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,13 +51,15 @@ Terminal = Annotated[
 AllowQuantized = Annotated[bool, typer.Option("--allow-quantized", help="Exponents also of packed low-bit weights.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The report as JSON on stdout, for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-FailIf = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--fail-if",
-        help="Gate: exit 1 if it holds, e.g. 'ranking.accuracy<0.6'; repeatable; .low/.high name interval ends.",
-    ),
-]
+
+
+def gate_option(example: str) -> Any:
+    """--fail-if with an example that names an estimate of the command's report."""
+    told = f"Gate: exit 1 if it holds, e.g. '{example}'; repeatable; .low/.high name interval ends."
+    return typer.Option("--fail-if", help=told)
+
+
+FailIf = Annotated[list[str] | None, gate_option("ranking.accuracy<0.6")]
 SharePrefix = Annotated[
     str, typer.Option(help="Score both answers of a pair behind one pass over the prompt: auto, on or off.")
 ]

@@ -123,6 +123,9 @@ def apply(
         raise InputError("what should the model answer? Give --prompt TEXT (repeatable) or --prompts FILE")
     if prompt and prompts is not None:
         raise InputError("give --prompt or --prompts, one of them")
+    for place, text in enumerate(prompt or [], 1):
+        if not text.strip():
+            raise InputError(f"--prompt {text!r}: prompt {place} is empty; give the text that the model is to continue")
     if out is not None:
         require_free(out, overwrite=overwrite, endings=(".jsonl",))
 

@@ -9,6 +9,7 @@ import typer
 from . import options
 
 if TYPE_CHECKING:
+    from ..probes.inputs import PromptFile
     from ..probes.subject import Subject
     from ..steering import SteeringVector
     from ..steering.export_cost import ExportCost
@@ -152,7 +153,7 @@ def convert(
     In Python:       alignscope.SteeringVector.load("vector.safetensors").to_gguf("vector.gguf")
     """
     from ..errors import InputError
-    from ..steering.conversion import OWN, bound, format_of, read_vectors, write_vectors
+    from ..steering.conversion import OWN, bound, format_of, read_vectors, require_writable, write_vectors
     from .output_file import require_free
     from .steer_applying import told_warnings
 
@@ -165,25 +166,34 @@ def convert(
         raise InputError("give --row or --concept, one of them")
     require_free(target, overwrite=overwrite)
     vectors = read_vectors(source, layer=layer, concept=concept if row is None else row)
+    asked = _asked(vectors, prompts) if model is not None and kinds[1] != OWN else None
     cost: ExportCost | str | None = None
-    subject = None
     if model is not None:
         from ..probes.loading import load
 
         subject = load(model, base=base, dtype=dtype, device=device)
         with told_warnings():
             vectors = [bound(vector, subject, allow_other_weights=allow_other_weights) for vector in vectors]
-    export = write_vectors(vectors, target, name=to)
-    if subject is not None and kinds[1] != OWN:
-        with told_warnings():
-            cost = _cost(subject, vectors, prompts, limit=limit, max_new_tokens=max_new_tokens, seed=seed, quiet=quiet)
+            require_writable(vectors, target, name=to)
+            if kinds[1] != OWN:
+                cost = _cost(
+                    subject, vectors, asked, limit=limit, max_new_tokens=max_new_tokens, seed=seed, quiet=quiet
+                )
+    export = write_vectors(vectors, target, name=to)  # last: what is refused leaves no file
     _print(export, kinds[1], cost, as_json=as_json)
+
+
+def _asked(vectors: "list[SteeringVector]", prompts: Path | None) -> "PromptFile | None":
+    """The prompts that were given, else those of the vector's own data; None: these are gone."""
+    from ..steering.plain_inputs import own_inputs, plain_inputs
+
+    return own_inputs(vectors[0].metadata) if prompts is None else plain_inputs(prompts)
 
 
 def _cost(
     subject: "Subject",
     vectors: "list[SteeringVector]",
-    prompts: Path | None,
+    asked: "PromptFile | None",
     *,
     limit: int,
     max_new_tokens: int,
@@ -192,15 +202,13 @@ def _cost(
 ) -> "ExportCost | str":
     """What the export costs, or why that was not measured."""
     from ..steering.export_cost import export_cost
-    from ..steering.plain_inputs import own_inputs, plain_inputs
     from .progress import progress_bar
 
-    chosen = own_inputs(vectors[0].metadata) if prompts is None else plain_inputs(prompts)
-    if chosen is None:
+    if asked is None:
         return "not measured: the vector's own data are not where they were, so give --prompts"
     with progress_bar(quiet) as progress:
         return export_cost(
-            subject, vectors, chosen, limit=limit, max_new_tokens=max_new_tokens, seed=seed, progress=progress
+            subject, vectors, asked, limit=limit, max_new_tokens=max_new_tokens, seed=seed, progress=progress
         )
 
 

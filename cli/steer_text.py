@@ -90,7 +90,9 @@ def _what(facts: Mapping[str, Any]) -> str:
 
 def _lines(facts: Mapping[str, Any], *, settings: bool) -> Iterator[tuple[str, str]]:
     """(label, text) of what the file says; left out where it does not."""
-    yield "tokens", _where(facts["positions"])
+    from ..steering.describing import told_positions
+
+    yield "tokens", told_positions(facts["positions"])
     if facts["length"] is not None:
         yield "length", f"{facts['length']:.4g} (strength multiplies it)"
     if facts["factors"] is not None:
@@ -102,15 +104,6 @@ def _lines(facts: Mapping[str, Any], *, settings: bool) -> Iterator[tuple[str, s
         yield from _settings_lines(facts)
     for notice in facts["notices"]:
         yield "notice", notice
-
-
-def _where(positions: Mapping[str, Any]) -> str:
-    text = {"all": "prompt and answer", "prompt": "the prompt", "generation": "the answer"}[positions["where"]]
-    if positions["last"] is not None:
-        text = f"the last {positions['last']} of the prompt"
-    if positions["span"] is not None:
-        text += f", tokens {positions['span'][0]} to {positions['span'][1] - 1}"
-    return f"{text}, without the first {positions['prefix']}" if positions["prefix"] else text
 
 
 def _factor_lines(factors: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

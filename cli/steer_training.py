@@ -40,7 +40,7 @@ def train(
         str | None,
         typer.Option(
             help="Train behind each of these blocks (4,8,12, or scan: all of them) and keep the one with the smallest "
-            "worst KL on held-out rows; cdas only.",
+            "worst KL on held-out rows; cdas and das.",
             rich_help_panel=WHERE,
         ),
     ] = None,
@@ -138,7 +138,8 @@ def train(
     patience: Annotated[
         int | None,
         typer.Option(
-            help="cdas: stop after so many epochs without a smaller held-out loss, and keep the best (default: never).",
+            help="cdas, das: stop after so many epochs without a smaller held-out loss, and keep the best (default: "
+            "never).",
             min=1,
             rich_help_panel=TRAINING,
         ),
@@ -205,16 +206,14 @@ def train(
     from .output_file import require_free
 
     if (layer is None) == (layers is None):
-        raise InputError("behind which block? Give one of --layer L and --layers L1,L2,... (or --layers all)")
+        raise InputError("behind which block? Give one of --layer L and --layers L1,L2,... (or --layers scan: all)")
     scanned = None if layers is None else _layers(layers)
-    if layers is not None and method != "cdas":
-        raise InputError(f"--layers scans with cdas; give --layer for --method {method}")
     if out.suffix != ".safetensors":
         out = out.with_name(f"{out.name}.safetensors")
     require_free(out, overwrite=overwrite)
 
     from ..probes.loading import load
-    from ..steering.by_name import require_options, train_by_name
+    from ..steering.by_name import require_options, scan_options, train_by_name
     from ..steering.quadruples import read_quadruples
     from .progress import progress_bar
 
@@ -228,6 +227,7 @@ def train(
     }  # fmt: skip
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     require_options(method, chosen)
+    settled = {} if layers is None else scan_options(method)
     file = read_quadruples(quadruples, concept=concept, template=concept_template, shows=shows or "chosen")
     subject = load(checkpoint, base=base, dtype=dtype, device=device)
     scan = None
@@ -235,7 +235,7 @@ def train(
         if layers is not None:
             from ..steering.evaluation import scan_layers
 
-            scan = scan_layers(subject, file, scanned, progress=progress, **chosen)
+            scan = scan_layers(subject, file, scanned, progress=progress, **settled, **chosen)
             vector = scan.vector
         else:
             assert layer is not None
@@ -250,14 +250,14 @@ def train(
 
 
 def _layers(text: str) -> list[int] | None:
-    """Blocks by number; None: all. InputError for another form."""
+    """Blocks by number; None: all ("scan", or "all"). InputError for another form."""
     from ..errors import InputError
 
     if text in ("all", "scan"):
         return None
     parts = text.split(",")
     if not all(part.strip().isdecimal() for part in parts):
-        raise InputError(f"--layers {text}: expected numbers of blocks such as 4,8,12, or all (the same: scan)")
+        raise InputError(f"--layers {text}: expected numbers of blocks such as 4,8,12, or scan: all of them")
     return [int(part) for part in parts]
 
 

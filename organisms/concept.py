@@ -95,7 +95,7 @@ def concept_quadruple(content: Sequence[int]) -> dict[str, str]:
 
 
 def concept_tokenizer() -> PreTrainedTokenizerFast:
-    """Words to ids, split at blanks; <bos> before plain text, no chat template."""
+    """Words to ids, split at blanks; <bos> before plain text, no chat template. An unknown word is <pad>."""
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
@@ -104,6 +104,7 @@ def concept_tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<bos>",
         eos_token="<eos>",
         pad_token="<pad>",
+        unk_token="<pad>",  # said, so that id 0 is not taken for a word
         model_input_names=["input_ids", "attention_mask"],
     )
 

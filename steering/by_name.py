@@ -94,11 +94,26 @@ def train_by_name(
     return method.function(subject, quadruples, layer=layer, read=read, **method.settled, **given)
 
 
+def scan_options(name: str) -> Mapping[str, Any]:
+    """What the name settles of a method whose vectors scan_layers trains. InputError, naming those, for another."""
+    method = _method(name)
+    if method.function is not train_cdas:
+        known = " or ".join(other for other, one in METHODS.items() if one.function is train_cdas)
+        raise InputError(f"method '{name}': scan_layers scans with {known}; give one layer (--layer)")
+    return method.settled
+
+
 def _method(name: str) -> Method:
     if name in ("loreft", "lora"):
         raise InputError(
             f"method '{name}': it has no direction, so no file of a vector holds it; in Python: "
             f"alignscope.steering.baselines.fit_{name}(subject, quadruples, layer=...).applied(subject)"
+        )
+    if name == "prompt":
+        raise InputError(
+            "method 'prompt': it asks in words and has no direction, so there is nothing to train and no file of a "
+            "vector; steer evaluate --baselines prompt measures it beside a vector; in Python: "
+            "alignscope.steering.evaluate_steering(..., baselines=['prompt'])"
         )
     if name not in METHODS:
         raise InputError(f"method '{name}': expected one of {', '.join(METHODS)}")

@@ -4,12 +4,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 from ..errors import InputError
 from ..probes.subject import Subject
 from .files import ENDING, load_vector, save_vector
-from .formats.control_vector import read_control_vector, write_control_vector
-from .formats.directions import Export
+from .formats.control_vector import control_directions, read_control_vector, write_control_vector
+from .formats.directions import Export, directions
 from .formats.svec import read_svec, write_svec
 from .formats.torch_files import is_axbench, read_axbench, read_layer_activations, write_layer_activations
 from .model_fit import model_fingerprint, require_fit
@@ -22,11 +23,14 @@ OWN, SET, AXBENCH = "safetensors", "set", "axbench"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """A kind of file: its endings (none: told by its content), and what reads and writes all vectors of one."""
+    """A kind of file: its endings (none: told by its content), what reads and writes all vectors of one, what refuses
+    those that it cannot hold.
+    """
 
     endings: tuple[str, ...]
     read: Callable[[PathLike], list[SteeringVector]]
-    write: Callable[[Sequence[SteeringVector], PathLike], Export] | None  # None: is read only
+    write: Callable[[Sequence[SteeringVector], PathLike], Export]
+    refuse: Callable[[Sequence[SteeringVector], PathLike], object]
 
 
 def _read_own(path: PathLike) -> list[SteeringVector]:
@@ -34,6 +38,11 @@ def _read_own(path: PathLike) -> list[SteeringVector]:
 
 
 def _write_own(vectors: Sequence[SteeringVector], path: PathLike) -> Export:
+    _refuse_own(vectors, path)
+    return Export(path=save_vector(vectors[0], path), lost=())
+
+
+def _refuse_own(vectors: Sequence[SteeringVector], path: PathLike) -> None:
     """InputError for several vectors, and for one that does not say which model it belongs to."""
     file = Path(path)
     if len(vectors) > 1:
@@ -44,23 +53,32 @@ def _write_own(vectors: Sequence[SteeringVector], path: PathLike) -> Export:
             f"{file}: what was read does not say which model it belongs to, and a file of this tool does: give the "
             "model (--model), whose fingerprint is then written down"
         )
-    return Export(path=save_vector(vectors[0], file), lost=())
+
+
+def _refuse_directions(vectors: Sequence[SteeringVector], path: PathLike) -> None:
+    directions(vectors)
+
+
+def _read_only(vectors: Sequence[SteeringVector], path: PathLike) -> NoReturn:
+    raise InputError(f"{os.fspath(path)}: a set or weights of AxBench are there: only read; name another file")
 
 
 FORMATS: Mapping[str, Format] = {
-    OWN: Format(endings=(ENDING,), read=_read_own, write=_write_own),
-    "gguf": Format(endings=(".gguf",), read=read_control_vector, write=write_control_vector),
-    "svec": Format(endings=(".svec",), read=read_svec, write=write_svec),
-    "steering-vectors": Format(endings=(".pt", ".pth"), read=read_layer_activations, write=write_layer_activations),
-    AXBENCH: Format(endings=(), read=lambda path: [read_axbench(path, None)], write=None),
-    SET: Format(endings=(), read=lambda path: list(load_set(path).vectors), write=None),
+    OWN: Format(endings=(ENDING,), read=_read_own, write=_write_own, refuse=_refuse_own),
+    "gguf": Format(endings=(".gguf",), read=read_control_vector, write=write_control_vector, refuse=control_directions),
+    "svec": Format(endings=(".svec",), read=read_svec, write=write_svec, refuse=_refuse_directions),
+    "steering-vectors": Format(
+        endings=(".pt", ".pth"), read=read_layer_activations, write=write_layer_activations, refuse=_refuse_directions
+    ),
+    AXBENCH: Format(endings=(), read=lambda path: [read_axbench(path, None)], write=_read_only, refuse=_read_only),
+    SET: Format(endings=(), read=lambda path: list(load_set(path).vectors), write=_read_only, refuse=_read_only),
 }
 
 
 def format_of(path: PathLike, name: str | None = None) -> str:
     """The format that a file's ending stands for, that a folder is of, or `name`. InputError for others."""
     if name is not None:
-        written = [known for known, kind in FORMATS.items() if kind.write is not None]
+        written = [known for known, kind in FORMATS.items() if kind.endings]
         if name not in written:
             raise InputError(f"format '{name}': expected one of {', '.join(written)}")
         return name
@@ -144,11 +162,12 @@ def write_vectors(vectors: Sequence[SteeringVector], path: PathLike, *, name: st
     resid_post; in our own format several vectors, and one without a fingerprint (see `bound`). AxBench's weights and
     sets are not written here.
     """
-    kind = format_of(path, name)
-    write = FORMATS[kind].write
-    if write is None:
-        raise InputError(f"{os.fspath(path)}: a {kind} is there, which is only read; choose another place")
-    return write(vectors, path)
+    return FORMATS[format_of(path, name)].write(vectors, path)
+
+
+def require_writable(vectors: Sequence[SteeringVector], path: PathLike, *, name: str | None = None) -> None:
+    """What write_vectors would refuse, before anything is measured or written. Raises InputError as it does."""
+    FORMATS[format_of(path, name)].refuse(vectors, path)
 
 
 def bound(vector: SteeringVector, subject: Subject, *, allow_other_weights: bool = False) -> SteeringVector:

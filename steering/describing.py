@@ -49,6 +49,20 @@ def vector_facts(vector: SteeringVector) -> dict[str, Any]:
     }
 
 
+def told_positions(positions: Mapping[str, Any]) -> str:
+    """In words; positions: as of Positions.to_dict.
+
+    >>> told_positions({"where": "prompt", "prefix": 1, "last": None, "span": [0, 5]})
+    'the prompt, tokens 0 to 4, without the first 1'
+    """
+    text = {"all": "prompt and answer", "prompt": "the prompt", "generation": "the answer"}[positions["where"]]
+    if positions["last"] is not None:
+        text = f"the last {positions['last']} of the prompt"
+    if positions["span"] is not None:
+        text += f", tokens {positions['span'][0]} to {positions['span'][1] - 1}"
+    return f"{text}, without the first {positions['prefix']}" if positions["prefix"] else text
+
+
 def held_out_losses(vector: SteeringVector) -> dict[str, dict[str, Estimate]]:
     """When -> direction -> mean loss on the rows held out; null with the reason.
 

@@ -38,6 +38,7 @@ class RunPair:
     source: TokenSequence
     place: int  # of the source token in the source run
     elicit: bool  # base x, source x_c, response y_c; else base x_c, source x, response y
+    row: int | None = None  # of the quadruple in its file, from 1
 
     def __post_init__(self) -> None:
         if self.base.ids[self.base.start :] != self.source.ids[self.source.start :]:
@@ -54,6 +55,7 @@ def run_pairs(rows: Sequence[EncodedQuadruple], directions: str) -> list[RunPair
             source=_run(row.positive, row.positive_response),
             place=row.positive_place,
             elicit=True,
+            row=row.row,
         )
         for row in rows
         if directions != "suppress"
@@ -64,6 +66,7 @@ def run_pairs(rows: Sequence[EncodedQuadruple], directions: str) -> list[RunPair
             source=_run(row.negative, row.negative_response),
             place=row.negative_place,
             elicit=False,
+            row=row.row,
         )
         for row in rows
         if directions != "elicit"

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..probes.fingerprint import tensor_shapes
 from ..probes.subject import Site
 from .factors import Factors, require_shapes
-from .header_kinds import require_kinds
+from .header_kinds import require_keys, require_kinds
 from .model_fit import require_complete, require_layer
 from .positions import Positions
 from .subspace import Subspace
@@ -137,7 +137,7 @@ def header_text(vector: "SteeringVector", **more: Any) -> str:
 
 
 def read_header(text: str | None, where: object) -> dict[str, Any]:
-    """The JSON of `header_text`. InputError where it is none, of a newer version, or with fields of another kind."""
+    """The JSON of `header_text`. InputError where it is none, of a newer version, or its fields are not ours."""
     try:
         header = json.loads(text or "")
     except (ValueError, RecursionError) as error:
@@ -148,17 +148,18 @@ def read_header(text: str | None, where: object) -> dict[str, Any]:
     if not isinstance(version, int) or not 1 <= version <= VERSION:
         raise InputError(f"{where}: version {version}, this alignscope reads up to {VERSION}; update it")
     require_kinds(header, where)
+    require_keys(header, where)
     return header
 
 
 def header_fields(header: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a SteeringVector that a header holds, tensors apart."""
+    """The fields of a SteeringVector that a whole header holds (see require_keys), tensors apart."""
     return {
-        "edit": header.get("edit", "clamp"),
-        "positions": Positions.from_dict({**(header.get("positions") or {}), "prefix": header.get("prefix", 0)}),
-        "method": header.get("method") or "",
+        "edit": header["edit"],
+        "positions": Positions.from_dict({**header["positions"], "prefix": header["prefix"]}),
+        "method": header["method"],
         "metadata": {key: value for key, value in header.items() if key not in _OWN},
-        "history": tuple(header.get("history") or ()),
+        "history": tuple(header["history"]),
     }
 
 
@@ -173,8 +174,8 @@ def refuse_pickle(file: Path) -> None:
 
 def require_parts(file: Path, header: Mapping[str, Any], parts: Mapping[str, Tensor]) -> None:
     """InputError for missing tensors and values that are not finite."""
-    needed = ["basis", *(["vector"] if header.get("edit") == "add" else [])]
-    if header.get("edit", "clamp") == "clamp" or header.get("factors") is not None:
+    needed = ["basis", *(["vector"] if header["edit"] == "add" else [])]
+    if header["edit"] == "clamp" or header["factors"] is not None:
         needed += ["factor_positive", "factor_negative"]
     missing = [name for name in needed if name not in parts]
     if missing:

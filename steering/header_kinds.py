@@ -67,6 +67,23 @@ _KINDS: Mapping[str, Kind] = {
 }
 
 
+# what every header says; without one of them a vector would act otherwise than it was made to
+_WRITTEN = ("edit", "prefix", "positions", "method", "factors", "history")
+_OF_POSITIONS = ("where", "last", "span")
+_NULLABLE = ("factors", "positions.last", "positions.span")
+
+
+def require_keys(header: Mapping[str, Any], where: object) -> None:
+    """InputError, naming them, for fields that a header (of known kinds) lacks, or has null where none can be."""
+    positions = header.get("positions") or {}
+    found = {name: name in header for name in _WRITTEN}
+    found |= {f"positions.{name}": name in positions for name in _OF_POSITIONS if "positions" in header}
+    values = {**header, **{f"positions.{name}": value for name, value in positions.items()}}
+    lacking = [name for name, there in found.items() if not there or (values[name] is None and name not in _NULLABLE)]
+    if lacking:
+        raise InputError(f"{where}: its header lacks {', '.join(lacking)}; copy or export the file again")
+
+
 def require_kinds(header: Mapping[str, Any], where: object) -> None:
     """InputError, naming the field, where one of a header (JSON values) is of another kind than this tool writes."""
     for name, (told, fits) in _KINDS.items():

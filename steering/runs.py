@@ -5,7 +5,7 @@ Blocks below the lowest edit give what they gave before, so their outputs are ke
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,8 @@ from ..probes.resuming import LowerBlocks, inputs_of, stacked
 from ..probes.scored_rows import TokenSequence, batches
 from ..probes.subject import Edit, EditPositions, Site, Subject
 from ..probes.token_positions import announced_prompts
+from .describing import told_positions
+from .positions import AnyOf, Positions
 from .preparing import edited_tokens
 from .reading import BATCH_TOKENS
 
@@ -106,11 +108,35 @@ def blocks_below(site: Site) -> int:
     return site.layer + (site.component == "resid_post")
 
 
-def require_edited(positions: EditPositions, sequences: Sequence[TokenSequence]) -> None:
-    """InputError where a run has no edited token."""
-    for run in sequences:
-        if not edited_tokens(positions, len(run.ids), run.start):
-            raise InputError(f"a base run of {len(run.ids)} tokens has none that {positions} edits")
+def require_edited(
+    positions: EditPositions, sequences: Sequence[TokenSequence], rows: Sequence[int | None] | None = None
+) -> None:
+    """InputError, saying which, where a run has no edited token. rows: of the quadruples in their file, from 1."""
+    for place, run in enumerate(sequences):
+        if edited_tokens(positions, len(run.ids), run.start):
+            continue
+        row = None if rows is None else rows[place]
+        where = f"run {place + 1} of {len(sequences)}" if row is None else f"row {row}"
+        raise InputError(
+            f"{where}: of its {len(run.ids)} tokens ({run.start} of the prompt) there is none that would be edited; "
+            f"asked for: {_told(positions)}{_advice(positions, run)}"
+        )
+
+
+def _told(positions: EditPositions) -> str:
+    """In words."""
+    parts = positions.parts if isinstance(positions, AnyOf) else (positions,)
+    return " or ".join(told_positions(part.to_dict()) if isinstance(part, Positions) else str(part) for part in parts)
+
+
+def _advice(positions: EditPositions, run: TokenSequence) -> str:
+    """What to do, where the prefix alone is in the way."""
+    if not isinstance(positions, Positions):
+        return ""
+    bare = edited_tokens(replace(positions, prefix=0), len(run.ids), run.start)
+    if not bare:
+        return "; name others"
+    return f". The prefix leaves out tokens {bare[0]} to {bare[-1]}: name later ones, or pass prefix=0 (--prefix 0)"
 
 
 def predicting(run: TokenSequence) -> list[int]:

@@ -118,7 +118,7 @@ def training_rows(
     Raises InputError where a base run has no edited token.
     """
     runs = Runs(subject=subject, sequences=[pair.base for pair in pairs])
-    require_edited(positions, runs.sequences)
+    require_edited(positions, runs.sequences, [pair.row for pair in pairs])
     told: list[str] = []
     of_targets = sum(pair.source.n_scored for pair in pairs) * subject.d_model * 4
     kept = of_targets <= cache_bytes

@@ -14,12 +14,14 @@ from typer.testing import CliRunner
 
 import alignscope
 from alignscope import InputError, SteeringVector
-from alignscope.cli import main, steer_training
+from alignscope.cli import main, steer_files, steer_training
 from alignscope.cli.main import app
+from alignscope.diagnose.gates import Gate, require_estimates
 from alignscope.organisms import open_preference_organism
 from alignscope.steering import Add, Positions, Site
 from alignscope.steering.baselines import fit_pca
 from alignscope.steering.by_name import METHODS, options_of, train_by_name
+from alignscope.steering.evaluation.report_names import BY_PART, NAMES
 from alignscope.steering.export_cost import export_cost
 from alignscope.steering.formats.directions import direction
 from alignscope.steering.formats.svec import write_svec
@@ -166,12 +168,19 @@ class TestTrain:
             (["--layer", 1, "--rank", 65], r"rank 65: expected 1 \.\. 64"),
             ([], "behind which block"),
             (["--layer", 1, "--layers", "1,2"], "behind which block"),
-            (["--layers", "1;2"], "expected numbers of blocks"),
-            (["--layers", "1,2", "--method", "lat"], "scans with cdas"),
+            (["--layers", "1;2"], "expected numbers of blocks such as 4,8,12, or scan: all of them"),
+            (["--layers", "1,2", "--method", "lat"], "'lat': scan_layers scans with cdas or das; give one layer"),
             (["--layer", 1, "--method", "lat", "--rank", 2], r"'lat' takes no rank \(rank is of cdas, das, random\)"),
             (["--layer", 1, "--method", "caa", "--tokens", "all"], "'caa' takes no tokens"),
             (["--layer", 1, "--method", "loreft"], "no file of a vector holds it.*fit_loreft"),
             (["--layer", 1, "--method", "dbs"], "expected one of cdas, das, diffmean"),
+            (["--layer", 1, "--method", "prompt"], "no file of a vector; steer evaluate --baselines prompt"),
+            (
+                ["--layer", 1, "--positions", "prompt", "--span", "0-1"],
+                r"row \d+: of its 14 tokens \(8 of the prompt\) .* asked for: the prompt, tokens 0 to 0, without the "
+                r"first 1\. The prefix leaves out tokens 0 to 0: .*--prefix 0",
+            ),
+            (["--layer", 1, "--span", "20-21"], "asked for: prompt and answer, tokens 20 to 20, .*; name others"),
             (["--layer", 1, "--span", "3"], "--span 3: expected START-STOP"),
             (["--layer", 1, "--prefix", "-1"], "--prefix -1"),
             (["--layer", 1, "--loss", "mse"], "loss 'mse'"),
@@ -210,6 +219,14 @@ class TestTrain:
         assert set(table) == {1, 3}
         assert table[found.site.layer]["chosen"]
         assert "worst KL" in done.stdout
+
+    def test_a_scan_with_das_is_one_with_its_loss(self, organism, tmp_path):
+        command = ["steer", "train", organism / "model", organism / "train.jsonl", "--epochs", 1, "--layers", "1,2"]
+        run(*command, "--method", "das", "-o", tmp_path / "das")
+        run(*command, "--loss", "ce", "-o", tmp_path / "ce")
+        das, ce = (SteeringVector.load(tmp_path / name) for name in ("das", "ce"))
+        assert das.method == "das"
+        assert torch.equal(das.subspace.basis, ce.subspace.basis)
 
     @pytest.mark.parametrize("text", ["all", "scan"])
     def test_all_blocks_have_two_names(self, text):
@@ -330,6 +347,7 @@ class TestApply:
         [
             ([], "--prompt TEXT"),
             (["--prompt", "a", "--prompts", "b.jsonl"], "one of them"),
+            (["--prompt", NEG, "--prompt", ""], "^--prompt '': prompt 2 is empty; give the text"),
             (["--prompt", NEG, "--scale", "max"], "scale 'max'"),
             (["--prompt", NEG, "-o", "out.csv"], r"written as \.jsonl"),
             (["--prompt", " ".join([NEG] * 500)], "no_room"),
@@ -404,9 +422,7 @@ class TestConvert:
         assert own_inputs({**loaded.metadata, "sha256": "other"}) is None
         moved = loaded.metadata | {"data": loaded.metadata["data"] | {"name": "gone.jsonl"}}
         replace(loaded, metadata=moved).save(tmp_path / "v.safetensors")
-        facts = read(
-            "steer", "convert", tmp_path / "v.safetensors", tmp_path / "v.svec", "--model", organism / "model"
-        )
+        facts = read("steer", "convert", tmp_path / "v.safetensors", tmp_path / "v.svec", "--model", organism / "model")
         assert facts["kl"] == {"value": None, "reason": facts["kl"]["reason"]}
         assert "give --prompts" in facts["kl"]["reason"]
 
@@ -420,6 +436,27 @@ class TestConvert:
             with pytest.raises(InputError, match=message):
                 run("steer", "convert", tmp_path / f"{name}.safetensors", tmp_path / target)
             assert not (tmp_path / target).exists()
+
+    def test_a_command_that_is_refused_leaves_no_file_and_goes_through_once_mended(self, organism, vector, tmp_path):
+        target = tmp_path / "v.gguf"
+        command = ["steer", "convert", vector, target, "--model", organism / "model", "--max-new-tokens", 2]
+        with pytest.raises(InputError, match=r"nosuch\.jsonl: no such file"):
+            run(*command, "--prompts", tmp_path / "nosuch.jsonl")
+        (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": " ".join([NEG] * 500)}))
+        with pytest.raises(InputError, match="no_room"):
+            run(*command, "--prompts", tmp_path / "long.jsonl")
+        assert not target.exists()
+        run(*command, "--prompts", first_rows(organism / "test.jsonl", 3, tmp_path / "few.jsonl"))
+        assert target.exists()
+
+    def test_what_a_format_cannot_hold_is_refused_before_anything_is_measured(
+        self, organism, subject, tmp_path, monkeypatch
+    ):
+        train_by_name("random", subject, organism / "train.jsonl", layer=0).save(tmp_path / "first.safetensors")
+        monkeypatch.setattr(steer_files, "_cost", None)
+        command = ["steer", "convert", tmp_path / "first.safetensors", tmp_path / "f.gguf"]
+        with pytest.raises(InputError, match=r"f\.gguf: layer 0: .* rejects"):
+            run(*command, "--model", organism / "model")
 
     def test_another_tools_file_needs_a_model_for_its_fingerprint(self, organism, subject, tmp_path):
         SteeringVector.adding(torch.ones(64), Site(2)).to_steering_vectors(tmp_path / "v.pt")
@@ -451,6 +488,24 @@ class TestConvert:
         with pytest.raises(InputError, match=message):
             run("steer", "convert", vector, tmp_path / arguments[0], *arguments[1:])
         assert not [*tmp_path.iterdir()]
+
+
+def option_help(group: str, name: str, parameter: str) -> str:
+    command = typer.main.get_command(app).commands[group].commands[name]
+    return next(one.help for one in command.params if one.name == parameter)
+
+
+def test_help_says_what_a_seed_draws_and_which_methods_take_an_option():
+    for name in ("concept", "preference"):
+        assert "weights" in option_help("organism", name, "seed")
+    for parameter in ("patience", "layers"):
+        assert "das" in option_help("steer", "train", parameter).replace("cdas", "")
+
+
+@pytest.mark.parametrize(("command", "names"), [("evaluate", NAMES), ("sweep", BY_PART["sweep"])])
+def test_the_gate_in_the_help_names_an_estimate_of_the_report(command, names):
+    example = re.search("'(.*)'", option_help("steer", command, "fail_if")).group(1)
+    require_estimates([Gate.parse(example)], {"steering": names})
 
 
 def test_a_user_error_is_one_line_on_stderr_and_exit_code_2(monkeypatch, capsys, tmp_path):

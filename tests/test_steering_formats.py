@@ -159,12 +159,21 @@ class TestSvec:
             SteeringVector.from_svec(tmp_path / "a.svec")
 
 
+WHOLE = {
+    "edit": "add", "prefix": 0, "positions": {"where": "all", "last": None, "span": None},
+    "method": "", "factors": None, "history": [],
+}  # fmt: skip
 HEADERS = [
     ({"2": 5}, r"its 'alignscope' part is \{'2': 5\}"),
     ([1], r"its 'alignscope' part is \[1\]"),
     ({"two": {}}, "its 'alignscope' part is"),
     ({"2": {"positions": [1]}}, r"layer 2: positions in its header is \[1\]"),
-    ({"2": {"positions": {"where": "some"}}}, "layer 2: positions 'some'"),
+    ({"2": WHOLE | {"positions": WHOLE["positions"] | {"where": "some"}}}, "layer 2: positions 'some'"),
+    (
+        {"2": {**WHOLE, "prefix": None, "positions": {"where": "all"}}},
+        "layer 2: its header lacks prefix, positions.last",
+    ),
+    ({"2": {"edit": "add"}}, "layer 2: its header lacks prefix, positions, method, factors, history;"),
     ({"2": {"fingerprint": "abc"}}, "layer 2: fingerprint in its header"),
     ({"2": {"factors": [1], "history": [2]}}, "layer 2: factors in its header"),
 ]

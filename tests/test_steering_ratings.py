@@ -278,6 +278,32 @@ def test_the_interval_chooses_anew_in_every_draw_as_a_naive_loop_does():
     assert (estimate.n, estimate.n_clusters) == (30, 30)
 
 
+def test_how_often_resamples_choose_the_same_strength_is_that_of_a_naive_loop():
+    random = np.random.default_rng(3)
+    rows = {i: tuple(random.choice([0.0, 1.0, 1.2, 1.5, 2.0], 4)) for i in range(44)}
+    found = select_strength(outputs(rows), draws=300, seed=5)
+    times = np.concatenate(list(resampled_counts(44, draws=300, seed=5, width=4)))
+    codes, _ = cluster_codes(np.array([str(i) for i in rows]))
+    first = first_part([str(i) for i in rows])
+    alike = []
+    for draw in times:
+        chosen = [
+            (draw[code], scores) for code, (i, scores) in zip(codes, rows.items(), strict=True) if str(i) in first
+        ]
+        sums = [sum(n * scores[k] for n, scores in chosen) for k in range(4)]
+        order = sorted(range(4), key=lambda k: (abs(GRID[k]), GRID[k] < 0))
+        best = next(k for k in order if sums[k] >= max(sums) - 1e-9)
+        alike.append(GRID[best] == found.strength())
+    assert 0 < np.mean(alike) < 1
+    assert found.groups.times_selected.item() == pytest.approx(np.mean(alike), abs=1e-12)
+
+
+@pytest.mark.parametrize(("n", "times"), [(40, 1.0), (38, math.nan)])
+def test_a_strength_that_every_prompt_prefers_is_always_chosen_and_fewer_than_twenty_do_not_say(n, times):
+    found = select_strength(outputs(dict.fromkeys(range(n), (0.0, 0.0, 2.0, 1.0))), draws=20)
+    assert found.groups.times_selected.item() == pytest.approx(times, nan_ok=True)
+
+
 def test_fewer_than_twenty_reported_prompts_have_no_interval_and_say_why():
     found = select_strength(outputs(dict.fromkeys(range(30), (0.0, 0.5, 1.0, 0.0))), draws=20)
     estimate = found.estimates["elicit_reported_score"]

@@ -85,7 +85,7 @@ def report(subject, vector, rows, inputs) -> Report:
 
 def test_all_parts_are_there_and_strict_json(report):
     section = report.section("steering")
-    assert {*section.tables} == {*TABLES} - {"layers", "benign"}
+    assert {*section.tables} == {*TABLES} - {"layers", "benign", "questions", "paired"}
     assert {*section.estimates} <= {*NAMES}
     json.loads(report.model_dump_json())
     assert not any(told in section.warnings for told in LACKING.values())
@@ -155,6 +155,9 @@ def test_the_strength_is_the_one_that_the_sweep_of_the_same_rows_selects(subject
     found = sweep(subject, read_quadruples(rows, concept="POS"), vector, GRID, rated, max_new_tokens=6, draws=60)
     for way in ("elicit", "suppress"):
         assert report.estimate(f"steering.selected_{way}").value == found.selected(direction=way)
+        told = report.estimate(f"steering.selected_{way}").reason
+        times = report.to_frame("steering.selection").set_index("direction").times_selected[way]
+        assert told == f"a strength of the grid has no interval; {times:.0%} of resamples choose it"
         own, expected = report.estimate(f"steering.optimism_{way}"), found.estimates[f"{way}_optimism"]
         assert (own.value, own.low, own.high) == (expected.value, expected.low, expected.high)
 

@@ -4,11 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import alignscope
 from alignscope import InputError, Report, SteeringVector
 from alignscope.organisms.concept import build_concept_organism
-from alignscope.steering import baselines, evaluate_steering, sweep_steering
+from alignscope.steering import Site, baselines, evaluate_steering, sweep_steering
 from alignscope.steering.evaluation.report_names import PARTS
 from alignscope.steering.evaluation.report_section import LACKING
 from alignscope.steering.evaluation.steering_run import GivenVector
@@ -151,7 +152,7 @@ def test_a_run_of_something_else_is_refused(subject, vector, rows, organism, sho
         ({"positive": ["a p"]}, "detection needs both"),
         ({"baselines": ["magic"]}, "expected some of diffmean"),
         ({"baselines": ["lat", "lat"]}, "named twice"),
-        ({"baselines": ["lat"], "baseline_epochs": 3}, "no baseline is trained; they are of ssv"),
+        ({"baselines": ["lat"], "baseline_epochs": 3}, "no baseline is trained; they are of das, ssv"),
         ({"baselines": ["ssv"], "baseline_epochs": 0}, "expected 1 or more"),
         ({"flips": "often"}, "same_answer, begins_with_target, opening"),
         ({"strengths": [1], "scorer": "magic"}, "expected offline"),
@@ -162,6 +163,47 @@ def test_a_run_of_something_else_is_refused(subject, vector, rows, organism, sho
 def test_bad_input_is_refused_before_the_work(subject, vector, rows, options, words):
     with pytest.raises(InputError, match=words):
         evaluate_steering(subject, vector, rows[:4], **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"choices": [{"question": "q", "choices": ["a", "b"]}]}, "no column answer"),
+        ({"choices": [{"question": "q", "choices": ["a", "b"], "answer": 0}]}, "the letter A is no token"),
+        ({"benign": ["NEG c1 SEP"]}, "no first token tells 19 refusing from 7 compliant"),
+        ({"benign": [" "]}, "no prompt is left"),
+        ({"texts": [" "]}, "no text of two tokens"),
+        ({"positive": ["POS c1"], "negative": [" "]}, "1 positive and 0 negative texts"),
+        ({"positive": ["POS c1"], "negative": ["NEG c1"]}, "too few texts"),
+        ({"training": 3}, "3 usable quadruples"),
+        ({"compare": "other width"}, "the vector is for 32"),
+        ({"compare": "random"}, "'random' is the name of a row that is always there"),
+    ],
+    ids=str,
+)
+def test_what_a_later_part_would_refuse_is_refused_before_the_first_runs(
+    subject, vector, rows, organism, short, tmp_path, options, words
+):
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    made = {
+        "training": lambda n: organism.quadruples[:n],
+        "compare": lambda name: {name: vector if name == "random" else SteeringVector.adding(torch.ones(32), Site(1))},
+    }
+    given = {name: made[name](value) if name in made else value for name, value in options.items()}
+    with pytest.raises(InputError, match=words):
+        evaluate_steering(subject, vector, rows[:8], out=tmp_path / "run", progress=refuse, **short | given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_once_its_inputs_are_mended_a_run_goes_to_the_same_folder(subject, vector, rows, short, tmp_path):
+    options = {"only": "side_effects", "texts": short["texts"], "max_new_tokens": 2, "out": tmp_path / "run"}
+    with pytest.raises(InputError, match="no first token tells"):
+        evaluate_steering(subject, vector, rows[:4], benign=["NEG c1 SEP"], **options)
+    openings = [{"negative_input": "a", "negative_output": "n1", "positive_input": "b", "positive_output": "p1"}]
+    found = evaluate_steering(subject, vector, rows[:4], benign=["NEG c1 SEP"], openings=openings, **options)
+    assert len(found.to_frame("steering.benign")) == 2
 
 
 def test_a_vector_beside_must_not_bear_the_name_of_a_baseline(subject, vector, rows, organism):

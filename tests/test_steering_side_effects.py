@@ -1,6 +1,7 @@
 """What a vector breaks: against naive float64 loops, off to the bit at strength 0, whatever the batch."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -16,15 +17,20 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import alignscope
 from alignscope import InputError, SteeringVector
+from alignscope.organisms import concept
+from alignscope.organisms.concept import concept_tokenizer
+from alignscope.probes.encoding import Encoder, TextPolicy
 from alignscope.probes.scored_rows import TokenSequence
 from alignscope.probes.token_positions import announced_prompts
 from alignscope.steering import Factors, Positions, Site, SteeringSet, Subspace
 from alignscope.steering.encoded import quadruple_encoder
 from alignscope.steering.evaluation import damage, openings_of, refusal_measure, side_effects
-from alignscope.steering.evaluation.choices import letter_log_probs, read_choices, right_answers
+from alignscope.steering.evaluation.choices import letter_forms, letter_log_probs, read_choices, right_answers
+from alignscope.steering.evaluation.effects_part import joined_effects
 from alignscope.steering.evaluation.first_tokens import next_log_probs
-from alignscope.steering.evaluation.paired import paired_shares
+from alignscope.steering.evaluation.paired import PairedShares, paired_shares
 from alignscope.steering.evaluation.refusals import Openings, first_tokens, is_refusal
+from alignscope.steering.evaluation.report_section import steering_section
 from alignscope.steering.evaluation.text_shift import token_shifts
 
 TEXTS = letters(24, seed=1, longest=30)
@@ -239,6 +245,36 @@ def test_questions_that_cannot_be_asked_are_set_aside(row, reason):
     assert file.reasons == {reason: 1}
 
 
+def encoder_of(tokenizer) -> Encoder:
+    return Encoder(tokenizer, TextPolicy("none", "none"), vocab_rows=64, source="questions")
+
+
+def test_letters_that_are_one_token_are_refused():
+    core = Tokenizer(WordLevel({"<pad>": 0, "C": 1, "D": 2}, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    encoder = encoder_of(
+        PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>")
+    )  # and says of no unknown one
+    two = read_choices([{"question": "q", "choices": ["a", "b"], "answer": 0}]).questions
+    with pytest.raises(InputError, match=r"the letters A and B are one token, id 0, of the tokenizer.*--choices"):
+        letter_forms(encoder, two)
+
+
+def test_letters_are_those_of_the_question_with_most_choices(words):
+    encoder = quadruple_encoder(words, "none", "none", "questions")
+    questions = read_choices(QUESTIONS).questions
+    assert letter_forms(encoder, questions) == [[WORDS.index(letter)] for letter in "ABCD"]
+    assert letter_forms(encoder, questions[:1]) == [[WORDS.index(letter)] for letter in "AB"]
+
+
+def test_the_concept_organism_knows_no_letters_and_its_words_keep_their_ids():
+    tokenizer = concept_tokenizer()
+    assert tokenizer.convert_tokens_to_ids([*concept.WORDS]) == [*range(64)]
+    assert tokenizer.unk_token_id == tokenizer.pad_token_id == 0
+    with pytest.raises(InputError, match="the letter A is no token"):
+        letter_forms(encoder_of(tokenizer), read_choices(QUESTIONS[:1]).questions)
+
+
 def test_a_tokenizer_without_the_letter_is_refused(subject):
     with pytest.raises(InputError, match="the letter A is no token"):
         side_effects(subject, clamp(), 1, texts=TEXTS, choices=QUESTIONS)
@@ -352,6 +388,76 @@ def test_the_openings_of_the_refusal_data(data_folder):
 def test_openings_need_both_kinds():
     with pytest.raises(InputError, match="no compliant openings"):
         Openings(("No",), (" ",))
+
+
+# ---- in a report
+
+
+def changed(lost: int, won: int, same: int, what: str) -> PairedShares:
+    before = np.array([True] * lost + [False] * won + [True] * same)
+    after = np.array([False] * lost + [True] * won + [True] * same)
+    return paired_shares(before, after, np.arange(len(before)), what=what)
+
+
+@pytest.mark.parametrize(
+    ("name", "lost", "won", "same", "severity", "words"),
+    [
+        (
+            "capability",
+            9,
+            0,
+            3,
+            "alarm",
+            "answers fewer questions right .* 9 turned for the worse and 0 for the better",
+        ),
+        ("refusals", 0, 9, 3, "alarm", "refuses more benign prompts .* 9 turned for the worse and 0 for the better"),
+        ("capability", 0, 9, 3, "info", "answers more questions right .* 0 turned for the worse and 9 for the better"),
+        ("refusals", 9, 0, 3, "info", "refuses fewer benign prompts .* 0 turned for the worse and 9 for the better"),
+        ("capability", 30, 10, 60, "alarm", "fewer questions right .* of 100 rows 30 turned for the worse and 10 for"),
+    ],
+)
+def test_a_paired_change_of_small_p_is_a_finding_with_counts_and_p(name, lost, won, same, severity, words):
+    one = changed(lost, won, same, "Share")
+    [found] = damage.paired_findings({"capability": None, "refusals": None, name: one})
+    p = binomtest(lost, lost + won).pvalue
+    assert found.severity == severity
+    assert re.search(rf"{words}.*exact McNemar, two-sided: p {p:.3g}\.$", found.sentence)
+    assert found.rests_on == [f"side_effects.{name}_change"]
+
+
+@pytest.mark.parametrize(("lost", "won"), [(5, 0), (0, 0), (2, 2)])  # of 12: p 0.0625, 1, 1, and no interval
+def test_a_paired_change_of_large_p_is_none(lost, won):
+    one = changed(lost, won, 12 - lost - won, "Share")
+    assert not damage.paired_findings({"capability": one, "refusals": None})
+
+
+def test_the_report_has_the_paired_counts_their_p_and_every_row(words):
+    strengths = {"elicit": 1.0, "suppress": -1.0}
+    openings = Openings(tuple(WORDS[13 : 13 + 15]), tuple(WORDS[28:]))
+    benign = [f"w{i} w{i + 5}" for i in range(8)]
+    found = dict(zip(strengths, damage.side_effects_at(
+        words, clamp(target=9.0), [1, -1], texts=["w1 w2 w3", "w4 w5"], benign=benign, choices=QUESTIONS,
+        openings=openings, template="none", max_new_tokens=2,
+    ), strict=True))  # fmt: skip
+    result = steering_section({"side_effects": joined_effects(found, strengths)}, settings={})
+    assert {*result.section.tables} == {"side_effects", "paired", "unrelated_texts", "benign", "questions"}
+    paired = result.tables["paired"].set_index(["direction", "measure"])
+    for way, strength in strengths.items():
+        rows = result.tables["questions"].query(f"direction == '{way}'")
+        assert (len(rows), {*rows.strength}) == (24, {strength})
+        lost = int((rows.right_before & ~rows.right_after).sum())
+        won = int((~rows.right_before & rows.right_after).sum())
+        line = paired.loc[way, "capability"]
+        assert (line.only_before, line.only_after, line.n) == (lost, won, 24)
+        assert line.p == pytest.approx(binomtest(lost, lost + won).pvalue if lost + won else 1.0)
+        assert line.change == pytest.approx(rows.right_after.mean() - rows.right_before.mean())
+        texts = result.tables["unrelated_texts"].query(f"direction == '{way}'")
+        assert (texts.kl * texts.n_tokens).sum() / texts.n_tokens.sum() == pytest.approx(
+            result.section.estimates[f"unrelated_kl_{way}"].value
+        )
+        answered = result.tables["benign"].query(f"direction == '{way}'")
+        assert paired.loc[way, "refusals"].only_after == (answered.matched_after & ~answered.matched_before).sum()
+    assert paired.loc["elicit", "refusals"].reason  # 8 prompts have a p, and no interval
 
 
 # ---- what was not asked for

@@ -7,6 +7,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -74,11 +75,11 @@ def letter_log_probs(
 ) -> Float[np.ndarray, "n choices"]:
     """log P(letter) behind every question, nats, -inf beyond its choices; edits in force act.
 
-    A letter counts with and without a blank before it: log of the summed probability. InputError for a letter that is
-    no token, and for a question that cannot be encoded or is too long (see `readable`).
+    A letter counts with and without a blank before it: log of the summed probability. InputError as `letter_forms`,
+    and for a question that cannot be encoded or is too long (see `question_ids`).
     """
-    most = max(len(question.choices) for question in questions)
-    forms = [_forms(encoder, letter) for letter in LETTERS[:most]]
+    forms = letter_forms(encoder, questions)
+    most = len(forms)
     tokens = list(dict.fromkeys(token for form in forms for token in form))
     rows = [ids for question in questions for ids in [question_ids(encoder, question)] if not isinstance(ids, Invalid)]
     if len(rows) < len(questions):
@@ -88,6 +89,23 @@ def letter_log_probs(
     found = np.stack(columns, 1)
     beyond = np.arange(most)[None] >= np.array([len(question.choices) for question in questions])[:, None]
     return np.asarray(np.where(beyond, -np.inf, found))
+
+
+def letter_forms(encoder: Encoder, questions: Sequence[Question]) -> list[list[int]]:
+    """Ids of the letters A, B, ... of the question with most choices: each alone and behind a blank.
+
+    Raises InputError for a letter that is no token, and for two of one question with an id in common: between them the
+    model cannot choose.
+    """
+    letters = LETTERS[: max(len(question.choices) for question in questions)]
+    forms = [_forms(encoder, letter) for letter in letters]
+    for (one, first), (other, second) in combinations(zip(letters, forms, strict=True), 2):
+        if shared := [token for token in first if token in second]:
+            raise InputError(
+                f"the letters {one} and {other} are one token, id {shared[0]}, of {_name(encoder)}: the answer to a "
+                "question of that many choices cannot be told; leave the questions out (choices=, --choices)"
+            )
+    return forms
 
 
 def right_answers(log_probs: Float[np.ndarray, "n choices"], questions: Sequence[Question]) -> np.ndarray:
@@ -111,8 +129,12 @@ def _forms(encoder: Encoder, letter: str) -> list[int]:
     unknown = encoder.tokenizer.unk_token_id
     found = list(dict.fromkeys(row[0] for row in rows if len(row) == 1 and row[0] != unknown))
     if not found:
-        raise InputError(f"the letter {letter} is no token of {encoder.tokenizer.name_or_path or 'the tokenizer'}")
+        raise InputError(f"the letter {letter} is no token of {_name(encoder)}")
     return found
+
+
+def _name(encoder: Encoder) -> str:
+    return encoder.tokenizer.name_or_path or "the tokenizer"
 
 
 def _question(row: dict[str, Any] | str, number: int) -> Question:

@@ -26,7 +26,7 @@ from ...probes.inputs import Source
 from ...probes.pair_rows import RowError, Text, label_of, parse_text
 from ...probes.row_files import read_rows
 from ...probes.shards import item_key
-from ...probes.subject import Site, Subject
+from ...probes.subject import Subject
 from ..encoded import quadruple_encoder
 from ..model_fit import require_fit
 from ..reading import read_states
@@ -84,8 +84,6 @@ def detection(
     chose are left out. Intervals: bootstrap over prompts (or texts). AxBench, arXiv 2501.17148.
     Raises InputError for texts of which none can be read, and where `vector` does not belong on the subject.
     """
-    if max_tokens < 1:
-        raise InputError(f"max_tokens={max_tokens}: expected 1 or more")
     require_fit(
         vector.site,
         vector.subspace.width,
@@ -93,23 +91,73 @@ def detection(
         subject,
         allow_other_weights=vector.allow_other_weights,
     )
-    direction = concept_direction(vector)
-    given = {"positive": positive, "negative": negative, "hard": hard}
+    texts = read_detection(
+        subject, vector, positive, negative, hard=hard, template=template, max_tokens=max_tokens, seed=seed
+    )
+    return detected(subject, vector, texts, seed=seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DetectionTexts:
+    """Texts as ids; frame: a row a text: row, cluster, n_tokens, kind, half. counts: texts of each kind."""
+
+    frame: pd.DataFrame
+    runs: tuple[tuple[Ids, int], ...]  # ids of each row, and the first token that counts
+    counts: Mapping[str, int]
+
+
+def read_detection(
+    subject: Subject,
+    vector: SteeringVector,
+    positive: Source,
+    negative: Source,
+    *,
+    hard: Source | None = None,
+    template: str | None = None,
+    max_tokens: int = 256,
+    seed: int = 0,
+) -> DetectionTexts:
+    """The texts of `detection`, encoded, with the half that each is in; runs nothing. Raises InputError as it does."""
+    if max_tokens < 1:
+        raise InputError(f"max_tokens={max_tokens}: expected 1 or more")
+    concept_direction(vector)  # refuses a vector without one
+    runs: list[tuple[Ids, int]] = []
     parts, counts = [], {}
-    for kind in KINDS:
-        source = given[kind]
-        if source is None:
-            counts[kind] = 0
-            continue
-        part = _scored(subject, vector.site, direction, source, template, max_tokens)
-        counts |= {kind: len(part)}
-        parts.append(part.assign(kind=kind))
-    frame = pd.concat(parts, ignore_index=True)
+    for kind, source in zip(KINDS, (positive, negative, hard), strict=True):
+        found = [] if source is None else _read(subject, source, template, max_tokens)
+        counts[kind] = len(found)
+        runs += [(ids, begin) for *_, ids, begin in found]
+        columns = {
+            "row": [row for row, *_ in found],
+            "cluster": [cluster for _, cluster, *_ in found],
+            "n_tokens": [len(ids) - begin for *_, ids, begin in found],
+        }
+        if found:
+            parts.append(pd.DataFrame(columns).assign(kind=kind))
     if not (counts["positive"] and counts["negative"]):
         raise InputError(f"{counts['positive']} positive and {counts['negative']} negative texts: none to compare")
+    frame = pd.concat(parts, ignore_index=True)
     choosing = _choosing(frame, seed)
     frame["half"] = ["threshold" if cluster in choosing else "reported" for cluster in frame["cluster"]]
-    return _result(frame, counts, seed)
+    if not {*KINDS[:2]} <= {*frame["kind"][frame["half"] == "threshold"]}:
+        raise InputError("too few texts: the half that chooses the threshold has none of a kind; give more")
+    return DetectionTexts(frame=frame, runs=tuple(runs), counts=counts)
+
+
+def detected(subject: Subject, vector: SteeringVector, texts: DetectionTexts, *, seed: int = 0) -> Detection:
+    """`detection` of texts that are ids already."""
+    direction = concept_direction(vector)
+    scores: list[float] = []
+    for kind in KINDS:
+        of_kind = [run for run, other in zip(texts.runs, texts.frame["kind"], strict=True) if other == kind]
+        for start in range(0, len(of_kind), CHUNK):
+            some = of_kind[start : start + CHUNK]
+            at = [range(begin, len(ids)) for ids, begin in some]
+            states = read_states(subject, vector.site, [ids for ids, _ in some], at)
+            scores += [float((h.double().cpu() @ direction).max()) for h, _ in states]
+    frame = texts.frame.copy()
+    frame.insert(2, "score", scores)
+    return _result(frame, texts.counts, seed)
 
 
 def concept_direction(vector: SteeringVector) -> Float[Tensor, "d"]:
@@ -165,7 +213,7 @@ def auroc_draws(
     return np.concatenate(found)
 
 
-def _result(frame: pd.DataFrame, counts: dict[str, int], seed: int) -> Detection:
+def _result(frame: pd.DataFrame, counts: Mapping[str, int], seed: int) -> Detection:
     scores = {kind: frame[frame["kind"] == kind] for kind in KINDS}
     shown, plain = (scores[kind]["score"].to_numpy(float) for kind in ("positive", "negative"))
     codes, n_clusters = cluster_codes(
@@ -179,8 +227,6 @@ def _result(frame: pd.DataFrame, counts: dict[str, int], seed: int) -> Detection
     estimates = {"auroc": estimate_from(boot, 0, label=label, null_value=0.5)}
     chooses = frame["half"] == "threshold"
     above, below = (frame["score"][chooses & (frame["kind"] == kind)].to_numpy(float) for kind in KINDS[:2])
-    if not (len(above) and len(below)):
-        raise InputError("too few texts: the half that chooses the threshold has none of a kind; give more")
     threshold = youden_threshold(above, below)
     told = {
         "sensitivity": ("positive", "Texts with the concept at or above the threshold"),
@@ -217,30 +263,12 @@ def _choosing(frame: pd.DataFrame, seed: int) -> set[str]:
     return found
 
 
-def _scored(
-    subject: Subject, site: Site, direction: Float[Tensor, "d"], source: Source, template: str | None, longest: int
-) -> pd.DataFrame:
+def _read(subject: Subject, source: Source, template: str | None, longest: int) -> list[tuple[int, str, Ids, int]]:
+    """(row, cluster, ids, first token that counts) of every text that can be used."""
     rows = read_rows(source, what="texts", bare="text")
     encoder = quadruple_encoder(subject, template, "none", rows.source)
-    found: list[tuple[int, str, Ids, int]] = []  # row, cluster, ids, first token that counts
-    for number, row in enumerate(rows.rows, 1):
-        one = _encoded(encoder, row, number, longest)
-        if one is not None:
-            found.append((number, *one))
-    scores: list[float] = []
-    for start in range(0, len(found), CHUNK):
-        some = found[start : start + CHUNK]
-        at = [range(begin, len(ids)) for _, _, ids, begin in some]
-        states = read_states(subject, site, [ids for _, _, ids, _ in some], at)
-        scores += [float((h.double().cpu() @ direction).max()) for h, _ in states]
-    return pd.DataFrame(
-        {
-            "row": [row for row, *_ in found],
-            "cluster": [cluster for _, cluster, *_ in found],
-            "score": scores,
-            "n_tokens": [len(ids) - begin for *_, ids, begin in found],
-        }
-    )
+    read = ((number, _encoded(encoder, row, number, longest)) for number, row in enumerate(rows.rows, 1))
+    return [(number, *one) for number, one in read if one is not None]
 
 
 def _encoded(encoder: Encoder, row: object, number: int, longest: int) -> tuple[str, Ids, int] | None:

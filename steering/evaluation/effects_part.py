@@ -6,14 +6,13 @@ from typing import Any
 import pandas as pd
 
 from ...diagnose.report import Estimate
-from ...probes.inputs import Source
 from ...probes.shards import Progress
 from ...probes.subject import Subject
 from ..vector import SteeringVector
 from .candidates import WAYS
-from .damage import SideEffects, side_effects_at
-from .detecting import detection
-from .refusals import Openings
+from .damage import SideEffects, measured_effects
+from .detecting import DetectionTexts, detected
+from .effect_inputs import EffectInputs
 from .report_names import OF_DETECTION, OF_EFFECTS
 from .report_parts import Part, rehomed, with_texts
 from .shares import missing
@@ -23,13 +22,8 @@ def effects_part(
     subject: Subject,
     vector: Any,
     strengths: Mapping[str, float | None],
+    given: EffectInputs,
     *,
-    texts: Source,
-    benign: Source | None,
-    choices: Source | None,
-    openings: Openings | None,
-    max_new_tokens: int,
-    template: str | None,
     batch_size: int,
     seed: int,
     warnings: Sequence[str],
@@ -37,10 +31,9 @@ def effects_part(
 ) -> Part:
     """Before and after at the strength of each direction; None: the vector has none there."""
     wanted = {way: strength for way, strength in strengths.items() if strength is not None}
-    found = side_effects_at(
-        subject, vector, [*wanted.values()], texts=texts, benign=benign, choices=choices, openings=openings,
-        max_new_tokens=max_new_tokens, template=template, batch_size=batch_size, seed=seed, progress=progress,
-    )  # fmt: skip
+    found = measured_effects(
+        subject, vector, [*wanted.values()], given, batch_size=batch_size, seed=seed, progress=progress
+    )
     return joined_effects(dict(zip(wanted, found, strict=True)), strengths, warnings)
 
 
@@ -64,10 +57,7 @@ def joined_effects(
             one.to_frame().assign(direction=way, strength=strengths[way]).rename(columns={"estimate": "measure"})
         )
     any_one = next(iter(found.values()))
-    benign = [one.benign.assign(direction=way) for way, one in found.items() if one.benign is not None]
-    frames = {"side_effects": pd.concat(tables, ignore_index=True)}
-    if benign:
-        frames["benign"] = with_texts(pd.concat(benign, ignore_index=True), "prompt")
+    frames = {"side_effects": pd.concat(tables, ignore_index=True), **_rows(found, strengths)}
     return Part(
         estimates=estimates,
         tables=frames,
@@ -79,23 +69,32 @@ def joined_effects(
     )
 
 
+def _rows(found: Mapping[str, SideEffects], strengths: Mapping[str, float | None]) -> dict[str, pd.DataFrame]:
+    """The tables that the estimates rest on, both directions in one."""
+    frames: dict[str, pd.DataFrame] = {}
+    for name, of in (
+        ("paired", SideEffects.paired_frame),
+        ("unrelated_texts", lambda one: one.texts),
+        ("benign", lambda one: one.benign),
+        ("questions", lambda one: one.questions),
+    ):
+        parts = {way: frame for way, one in found.items() if (frame := of(one)) is not None and len(frame)}
+        if parts:
+            every = [frame.assign(direction=way, strength=strengths[way]) for way, frame in parts.items()]
+            frames[name] = pd.concat(every, ignore_index=True)
+    if "benign" in frames:
+        frames["benign"] = with_texts(frames["benign"], "prompt")
+    return frames
+
+
 def _absent(found: Mapping[str, SideEffects], name: str, way: str) -> Estimate:
     like = next(iter(found.values())).estimates[name]
     return missing(like.label, like.unit, f"the vector has no strength to {way}")
 
 
-def detection_part(
-    subject: Subject,
-    vector: SteeringVector,
-    positive: Source,
-    negative: Source,
-    hard: Source | None,
-    *,
-    template: str | None,
-    seed: int,
-) -> Part:
+def detection_part(subject: Subject, vector: SteeringVector, texts: DetectionTexts, *, seed: int) -> Part:
     """How well the direction tells texts apart."""
-    found = detection(subject, vector, positive, negative, hard=hard, template=template, seed=seed)
+    found = detected(subject, vector, texts, seed=seed)
     return Part(
         estimates={OF_DETECTION[name]: estimate for name, estimate in found.estimates.items()},
         tables={"detection": found.frame},

@@ -19,15 +19,16 @@ from ..vector import SteeringVector
 from .applying import Undirected
 from .both_ways import RULES
 from .candidates import WAYS, Candidate
-from .damage import OPENINGS
+from .detecting import DetectionTexts, read_detection
+from .effect_inputs import EffectInputs, read_effects
 from .effects_part import detection_part, effects_part
 from .evaluated_rows import evaluated_rows
 from .flips import FlipRule, OpeningRule
 from .forced_part import both_ways_part, faithfulness_part
-from .named_baselines import require_baselines
+from .named_baselines import ALWAYS, require_baselines, require_fitted
 from .named_scorers import require_scorer
 from .ratings import Scorer
-from .refusals import openings_of
+from .refusals import OPENINGS, openings_of
 from .report_names import PARTS
 from .report_parts import Part
 from .report_section import LACKING, QUESTION
@@ -44,6 +45,7 @@ from .sweep_part import (
     tested_prompts,
 )
 from .sweeps import Strengths
+from .teacher_forcing import named_candidates
 
 OPENING = "opening"
 FLIPS = (*RULES, OPENING)
@@ -100,15 +102,17 @@ def evaluate_steering(
     concept: text for rows that name none. only: some of sweep, faithfulness, both_ways, side_effects, detection.
     out: run directory: finished parts, fitted baselines and answers are kept there, and the same call continues.
     What was not given is left out, and the section's warnings say what to give.
-    Raises InputError for inputs, names or strengths that cannot be used, and where `out` holds another run.
+    Raises InputError for inputs, names or strengths that cannot be used, before the first part runs and `out` is made;
+    and where `out` holds another run.
     """
     require_baselines(baselines, baseline_epochs)
     require_vector(vector)
     given = GivenVector.of(vector, allow_other_weights=allow_other_weights)
-    given.vector.applied(subject, 0)  # refused here if it does not belong on the model
     others = {
         name: GivenVector.of(one, allow_other_weights=allow_other_weights) for name, one in (compare or {}).items()
     }
+    for one in (given, *others.values()):
+        one.vector.applied(subject, 0)  # refused here if it does not belong on the model
     file = read_quadruples(quadruples, concept=concept)
     fitted_on = None if training is None else read_quadruples(training, concept=concept)
     sources = {
@@ -144,6 +148,21 @@ def evaluate_steering(
         )  # fmt: skip
         if fitted_on is None and isinstance(scorer, str):
             warnings.append("the scorer was fitted on the rows that are swept: give others (training=, --training)")
+    if "faithfulness" in wanted:
+        require_compared(others, baselines)
+        require_fitted(subject, given.vector, data, fitted_on, allow_small=allow_small)
+    effects: EffectInputs | None = None
+    if "side_effects" in wanted:
+        effects = read_effects(
+            subject, texts=_there(inputs["texts"]), benign=inputs["benign"], choices=inputs["choices"],
+            openings=refusals, max_new_tokens=max_new_tokens, template=data.text["template"],
+        )  # fmt: skip
+    detected: DetectionTexts | None = None
+    if "detection" in wanted:
+        detected = read_detection(
+            subject, given.vector, _there(inputs["positive"]), _there(inputs["negative"]), hard=inputs["hard"],
+            template=data.text["template"], seed=seed,
+        )  # fmt: skip
     makes: dict[str, Make] = {
         "sweep": lambda parts, told, keep: swept(subject, given.vector, _there(request), keep, told),
         "faithfulness": lambda parts, told, keep: faithfulness_part(
@@ -157,16 +176,10 @@ def evaluate_steering(
             batch_size=batch_size, resamples=resamples, seed=seed, progress=told,
         ),
         "side_effects": lambda parts, told, keep: effects_part(
-            subject, given.vector, tried_strengths(given.vector, parts.get("sweep")), texts=_there(inputs["texts"]),
-            benign=inputs["benign"], choices=inputs["choices"],
-            openings=None if refusals is None else openings_of(refusals),
-            max_new_tokens=max_new_tokens, template=data.text["template"], batch_size=batch_size, seed=seed,
-            warnings=_not_selected(parts.get("sweep")), progress=told,
+            subject, given.vector, tried_strengths(given.vector, parts.get("sweep")), _there(effects),
+            batch_size=batch_size, seed=seed, warnings=_not_selected(parts.get("sweep")), progress=told,
         ),
-        "detection": lambda parts, told, keep: detection_part(
-            subject, given.vector, _there(inputs["positive"]), _there(inputs["negative"]), inputs["hard"],
-            template=data.text["template"], seed=seed,
-        ),
+        "detection": lambda parts, told, keep: detection_part(subject, given.vector, _there(detected), seed=seed),
     }  # fmt: skip
     facts = {"quadruples": data_facts(data.file, "quadruples")}
     if fitted_on is not None:
@@ -269,6 +282,13 @@ def _not_selected(part: Part | None) -> list[str]:
         for way, strength in selected_strengths(part).items()
         if strength == 0
     ]
+
+
+def require_compared(compare: Mapping[str, GivenVector], baselines: Sequence[str]) -> None:
+    """InputError for a vector beside that bears the name of a baseline, or of a row that is always there."""
+    if shared := sorted(({*baselines} - {*ALWAYS}) & {*compare}):
+        raise InputError(f"compare: '{shared[0]}' is the name of a baseline; give the vector another name")
+    named_candidates({name: one.vector for name, one in compare.items()})
 
 
 def require_vector(vector: object) -> None:

@@ -58,8 +58,6 @@ def faithfulness_part(
     fitted, told = fit_baselines(
         subject, names, vector, rows, training, keep=keep, epochs=epochs, allow_small=allow_small, progress=progress
     )
-    if shared := sorted({*fitted} & {*compare}):
-        raise InputError(f"compare: '{shared[0]}' is the name of a baseline; give the vector another name")
     found = faithfulness(
         subject, source, vector, compare={**compare, **fitted}, training=training, rows=how, allow_small=allow_small,
         resamples=resamples, seed=seed, progress=progress, **rows.text,

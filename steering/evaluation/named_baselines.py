@@ -12,6 +12,7 @@ from .. import baselines as fits
 from ..baselines.lora import EDITS_ONLY
 from ..baselines.trained import FACTORS
 from ..by_name import train_by_name
+from ..preparing import prepare
 from ..quadruples import QuadrupleFile, read_quadruples
 from ..reading import SharedReading
 from ..vector import SteeringVector
@@ -42,6 +43,20 @@ def require_baselines(names: Sequence[str], epochs: int | None = None) -> None:
         raise InputError(f"baseline epochs {epochs}: no baseline is trained; they are of {', '.join(TRAINED)}")
     if epochs is not None and epochs < 1:
         raise InputError(f"baseline epochs {epochs}: expected 1 or more")
+
+
+def require_fitted(
+    subject: Subject,
+    vector: Steering,
+    rows: EvaluatedRows,
+    training: QuadrupleFile | None,
+    *,
+    allow_small: bool = False,
+) -> None:
+    """InputError for rows (training None: the file of `rows`) on which no baseline can be fitted; runs nothing."""
+    file = rows.file if training is None else training
+    options, _ = fit_options(vector, rows, file, None)
+    prepare(subject, file, **options | {"allow_small": allow_small or bool(options["allow_small"])})
 
 
 def fit_baselines(

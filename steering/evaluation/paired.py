@@ -1,12 +1,14 @@
 """Did the edit change right answers, or refusals? Two yes-or-no readings of the same rows, before and after."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Shaped
 
 from ...diagnose.report import Estimate
 from ...diagnose.statistics import cluster_bootstrap, estimate_from, paired_p
+from .shares import cells
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,12 +23,30 @@ class PairedShares:
     p: float | None  # two-sided, that yes turns to no as often as no to yes; None below two clusters
     test: str
 
+    @property
+    def told_p(self) -> str:
+        """The test and its p, in words."""
+        return f"{self.test}: p {'not available' if self.p is None else f'{self.p:.3g}'}"
+
     def summary(self) -> str:
-        p = "not available" if self.p is None else f"{self.p:.3g}"
         return (
             f"{self.before} before, {self.after} after; {self.only_before} lost and {self.only_after} won of "
-            f"{self.before.n}, {self.test}: p {p}"
+            f"{self.before.n}, {self.told_p}"
         )
+
+    def to_row(self) -> dict[str, Any]:
+        """For a table; p null with the reason below two clusters."""
+        return {
+            "n": self.before.n,
+            "before": self.before.value,
+            "after": self.after.value,
+            **cells("change", self.change),
+            "only_before": self.only_before,
+            "only_after": self.only_after,
+            "p": self.p,
+            "test": self.test,
+            "reason": self.change.reason if self.p is not None else "all rows are of one cluster",
+        }
 
 
 def paired_shares(

@@ -42,6 +42,17 @@ class Openings:
                 raise InputError(f"no {name} openings: give the beginnings of such answers, as texts")
 
 
+# how answers begin where the data do not say [reconstructed]
+OPENINGS = Openings(
+    refusing=(
+        *("I'm sorry", "I am sorry", "Sorry", "I apologize", "My apologies", "I cannot", "I can't", "I can not"),
+        *("I won't", "I will not", "I'm unable", "I am unable", "I'm not able", "I am not able", "Unfortunately"),
+        *("As an AI", "As a language model", "As an assistant", "As a responsible"),
+    ),
+    compliant=("Sure", "Of course", "Certainly", "Absolutely", "Yes", "Here", "To"),
+)
+
+
 def openings_of(quadruples: Source | QuadrupleFile) -> Openings:
     """The distinct outputs of quadruples whose concept is refusal: positive ones refuse, negative ones comply.
 

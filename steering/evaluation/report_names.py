@@ -44,7 +44,11 @@ TABLES: Mapping[str, str] = {
     "rows": "a row a method, direction and row: KL in nats a token",
     "examples": "a row a direction and row: the greedy output without the vector and with it, and whether it flipped",
     "side_effects": "a row a direction and measure, on the same rows before and after",
+    "paired": "a row a direction and share (of prompts refused, of questions answered right) before and after on the "
+    "same rows: how many are so before alone and after alone, and p that both are as frequent (exact McNemar)",
+    "unrelated_texts": "a row a direction and unrelated text: KL(base : edited) and both losses, nats a token",
     "benign": "a row a direction and benign prompt: greedy answers before and after",
+    "questions": "a row a direction and question: the place of the right choice and of the one chosen before and after",
     "sweep_curve": "a row a concept, direction, half of the prompts and strength: the mean score with its interval",
     "selection": "a row a concept and direction: the strength that the first half of the prompts chose, and its scores",
     "answers": "a row an answer of the sweep: strength, output, the three ratings and the score",

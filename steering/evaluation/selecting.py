@@ -13,9 +13,17 @@ import pandas as pd
 from jaxtyping import Float
 
 from ...diagnose.report import Estimate, Finding
-from ...diagnose.statistics import LEVEL, cluster_codes, estimate_from, resampled_counts, single_column, wilson
+from ...diagnose.statistics import (
+    LEVEL,
+    MIN_CLUSTERS,
+    cluster_codes,
+    estimate_from,
+    resampled_counts,
+    single_column,
+    wilson,
+)
 from .ratings import HIGHEST
-from .strength_groups import KEY, StrengthGroup, means, scored_table
+from .strength_groups import KEY, StrengthGroup, means, preferred, scored_table
 from .sweep_findings import missing_ratings, selection_findings
 
 LABELS = {
@@ -31,7 +39,8 @@ class Selection:
     """The strengths that were chosen, and what they are worth.
 
     groups: a row a concept and direction: strength, the four scores (NaN where no rating is there), reported_low and
-        reported_high, n_selection and n_reported (prompts), at_end (the grid's), unit (which strength counts as 1).
+        reported_high, n_selection and n_reported (prompts), at_end (the grid's), unit (which strength counts as 1),
+        times_selected (share of resamples that choose this strength; NaN where fewer than 20 prompts choose).
     curve: a row a concept, direction, half ("selection", "reported") and strength: score with interval, n, missing.
     halves: a row a concept, direction and prompt: its half.
     estimates: `elicit_reported_score`, ... for each direction: the mean over its concepts.
@@ -102,11 +111,16 @@ def select_strength(
     whole = [group.readings(*(means(everyone, *half) for half in both))[0]
              for group, both in zip(groups, sums, strict=True)]  # fmt: skip
     drawn: list[list[Float[np.ndarray, "b 4"]]] = [[] for _ in groups]
+    at = [group.strengths.index(group.selected) for group in groups]
+    alike = np.zeros(len(groups))  # draws that choose the strength that the data choose
     for times in resampled_counts(n_clusters, draws=draws, seed=seed, width=scored.strength.nunique()):
-        for found, group, both in zip(drawn, groups, sums, strict=True):
-            found.append(group.readings(*(means(times, *half) for half in both)))
+        for i, (group, both) in enumerate(zip(groups, sums, strict=True)):
+            halves = [means(times, *half) for half in both]
+            drawn[i].append(group.readings(*halves))
+            alike[i] += (preferred(halves[0]) == at[i]).sum()
     every = [np.concatenate(found) for found in drawn]
-    frame = pd.DataFrame([_row(*parts, level) for parts in zip(groups, whole, every, strict=True)])
+    shares = [float(count / len(found)) for count, found in zip(alike, every, strict=True)]
+    frame = pd.DataFrame([_row(*parts, level) for parts in zip(groups, whole, every, shares, strict=True)])
     curves = [group.curve(draws=draws, seed=seed, level=level) for group in groups]
     missing = int(scored.score.isna().sum())
     return Selection(
@@ -121,7 +135,7 @@ def select_strength(
 
 
 def _row(
-    group: StrengthGroup, own: Float[np.ndarray, "4"], drawn: Float[np.ndarray, "B 4"], level: float
+    group: StrengthGroup, own: Float[np.ndarray, "4"], drawn: Float[np.ndarray, "B 4"], times: float, level: float
 ) -> dict[str, Any]:
     clusters = group.clusters_reported
     boot = single_column(float(own[1]), drawn[:, 1], n=len(clusters), n_clusters=len({*clusters}), level=level)
@@ -137,6 +151,7 @@ def _row(
         "n_reported": len({*group.prompt_ids[~group.choosing]}),
         "unit": group.unit,
         "at_end": group.selected in ends - {0.0},
+        "times_selected": times if len({*group.clusters[group.choosing]}) >= MIN_CLUSTERS else np.nan,
     }
 
 

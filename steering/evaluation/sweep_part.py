@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ...diagnose.report import Estimate
+from ...diagnose.statistics import MIN_CLUSTERS
 from ...errors import InputError
 from ...probes.inputs import Source
 from ...probes.shards import Progress
@@ -201,7 +202,9 @@ def _chosen(groups: pd.DataFrame, way: str, ours: bool) -> Estimate:
     n = int(rows.n_selection.sum())
     label = f"Strength chosen to {way}"
     if len(rows) == 1:
-        value = float(rows.strength.iloc[0])
-        return Estimate(label=label, value=value, level=None, n=n, method=CHOSEN, reconstructed=ours)
+        value, times = float(rows.strength.iloc[0]), float(rows.times_selected.iloc[0])
+        often = f"fewer than {MIN_CLUSTERS} prompts choose" if times != times else f"{times:.0%} of resamples choose it"
+        told = f"a strength of the grid has no interval; {often}"
+        return Estimate(label=label, value=value, level=None, n=n, method=CHOSEN, reason=told, reconstructed=ours)
     reason = f"one for each of {len(rows)} concepts: see table selection"
     return Estimate(label=label, value=None, n=n, method="not computed", reason=reason)

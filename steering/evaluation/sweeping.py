@@ -13,11 +13,11 @@ from ...probes.subject import Subject
 from ..quadruples import QuadrupleFile, read_quadruples
 from ..vector import SteeringVector
 from .candidates import settings_of
-from .damage import OPENINGS
 from .evaluated_rows import evaluated_rows
 from .evaluating import as_json, settled
 from .named_scorers import require_scorer
 from .ratings import Scorer
+from .refusals import OPENINGS
 from .steering_run import GivenVector, Make, Named, data_facts, steering_report, vector_warnings
 from .sweep_part import SweepRequest, asked_prompts, require_grid, scorer_name, swept, tested_file, tested_prompts
 from .sweeps import Strengths

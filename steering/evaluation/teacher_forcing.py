@@ -60,7 +60,7 @@ def faithfulness(
     Raises InputError for rows, names or strengths that cannot be used. Same seed, same intervals.
     """
     own = Candidate.of(vector, strengths)
-    given = _named(compare or {})
+    given = named_candidates(compare or {})
     data = evaluated_rows(
         subject,
         quadruples,
@@ -119,7 +119,8 @@ def faithfulness(
     )
 
 
-def _named(compare: Mapping[str, Steering | Candidate]) -> dict[str, Candidate]:
+def named_candidates(compare: Mapping[str, Steering | Candidate]) -> dict[str, Candidate]:
+    """By name, with their strengths. InputError for the name of a row that is always there."""
     taken = [name for name in compare if name in (NO_EDIT, VECTOR, EXCHANGED) or name.startswith(RANDOM)]
     if taken:
         raise InputError(f"compare: '{taken[0]}' is the name of a row that is always there; expected another one")

@@ -11,7 +11,7 @@ import torch
 from ...errors import InputError
 from ...probes.gguf_file import read_gguf
 from ..files import header_text, written
-from .directions import Export, added, directions, losses, own_headers
+from .directions import Directions, Export, added, directions, losses, own_headers
 
 if TYPE_CHECKING:
     from ..vector import PathLike, SteeringVector
@@ -30,9 +30,7 @@ def write_control_vector(vectors: Sequence["SteeringVector"], path: "PathLike") 
     import gguf
 
     file = Path(path)
-    found = directions(vectors)
-    if 0 in found:
-        raise InputError(f"{file}: layer 0: llama.cpp rejects direction.0; choose a vector of a later block")
+    found = control_directions(vectors, file)
     lost = {str(vector.site.layer): losses(vector) for vector in vectors}
     headers = {str(v.site.layer): json.loads(header_text(v, lost=lost[str(v.site.layer)])) for v in vectors}
     hint = vectors[0].fingerprint.get("model_type")
@@ -46,6 +44,14 @@ def write_control_vector(vectors: Sequence["SteeringVector"], path: "PathLike") 
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
     return Export(path=file, lost=tuple(dict.fromkeys(line for lines in lost.values() for line in lines)))
+
+
+def control_directions(vectors: Sequence["SteeringVector"], path: "PathLike") -> Directions:
+    """Layer -> what `write_control_vector` would add there. InputError as it raises; writes nothing."""
+    found = directions(vectors)
+    if 0 in found:
+        raise InputError(f"{Path(path)}: layer 0: llama.cpp rejects direction.0; choose a vector of a later block")
+    return found
 
 
 def read_control_vector(path: "PathLike") -> list["SteeringVector"]:

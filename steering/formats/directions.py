@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...probes.subject import Site
 from ..files import FORMAT, KEY, header_fields
-from ..header_kinds import require_kinds
+from ..header_kinds import require_keys, require_kinds
 from ..positions import Positions
 from ..vector import SteeringVector
 
@@ -97,9 +97,11 @@ def added(
         header = headers.get(layer, {})
         own_header = header if header.get("format") == FORMAT else {}
         require_kinds(own_header, f"{where}, layer {layer}")
+        if own_header:
+            require_keys(own_header, f"{where}, layer {layer}")
         try:
             fields = header_fields(own_header) if own_header else {}
-            made = fields.pop("edit", "add")
+            made = fields.pop("edit", "add")  # of another tool's own file there is no header
             own = {**metadata, **fields.pop("metadata", {})} | ({"exported_from": made} if made != "add" else {})
             vectors.append(SteeringVector.adding(values.clone(), Site(layer), metadata=own, **fields))
         except ValueError as error:
