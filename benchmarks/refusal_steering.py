@@ -132,6 +132,7 @@ def evaluated(
         benign=[{"prompt": prompt} for prompt in safe],
         strengths=STRENGTHS,
         flips="opening",
+        max_new_tokens=32,
         out=options.out / "evaluation",
         progress=ticking("evaluation"),
         **texts,

@@ -154,7 +154,7 @@ def evaluate(
     ] = "same_answer",
     max_new_tokens: Annotated[
         int, typer.Option(help="Tokens of an answer, at most.", min=1, rich_help_panel=GENERATION)
-    ] = 32,
+    ] = 128,
     batch_size: Batch = 16,
     only: Annotated[
         str | None,

@@ -154,6 +154,7 @@ def convert(
     """
     from ..errors import InputError
     from ..steering.conversion import OWN, bound, format_of, read_vectors, require_writable, write_vectors
+    from ..steering.files import ENDING
     from .output_file import require_free
     from .steer_applying import told_warnings
 
@@ -164,6 +165,8 @@ def convert(
         raise InputError("--prompts without --model: what the export costs is measured on a model; give it too")
     if row is not None and concept is not None:
         raise InputError("give --row or --concept, one of them")
+    if kinds[1] == OWN and not target.name.endswith(ENDING):
+        target = target.with_name(f"{target.name}{ENDING}")
     require_free(target, overwrite=overwrite)
     vectors = read_vectors(source, layer=layer, concept=concept if row is None else row)
     asked = _asked(vectors, prompts) if model is not None and kinds[1] != OWN else None

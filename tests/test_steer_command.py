@@ -383,6 +383,13 @@ class TestConvert:
         assert found.fingerprint == original.fingerprint
         assert read("steer", "inspect", back)["vectors"][0]["edit"] == "add"
 
+    def test_a_vector_that_is_there_is_not_overwritten_for_want_of_its_ending(self, vector, tmp_path):
+        run("steer", "convert", vector, tmp_path / "v.gguf")
+        (tmp_path / "back.safetensors").write_bytes(b"mine")
+        with pytest.raises(InputError, match=r"back\.safetensors"):
+            run("steer", "convert", tmp_path / "v.gguf", tmp_path / "back", "--to", "safetensors")
+        assert (tmp_path / "back.safetensors").read_bytes() == b"mine"
+
     def test_with_a_model_it_says_the_kl_with_interval_and_n(self, vector, organism, tmp_path):
         command = ["steer", "convert", vector, tmp_path / "v.gguf", "--model", organism / "model", "--quiet"]
         facts = read(*command, "--max-new-tokens", 3, "--limit", 30)

@@ -20,7 +20,7 @@ from alignscope.steering.evaluation.flips import FlipCase, OpeningRule
 from alignscope.steering.evaluation.named_baselines import fit_baselines
 from alignscope.steering.evaluation.report_names import NAMES, TABLES
 from alignscope.steering.evaluation.report_section import LACKING
-from alignscope.steering.evaluation.steering_run import RED_TEAM
+from alignscope.steering.evaluation.steering_run import LIMITS, RED_TEAM
 from alignscope.steering.evaluation.sweep_part import function_name
 from alignscope.steering.quadruples import read_quadruples
 
@@ -285,6 +285,13 @@ def test_a_vector_that_takes_out_refusals_is_called_an_instrument_of_red_teams(s
     options = {"training": inputs["training"], "only": "faithfulness", **QUICK}
     assert RED_TEAM in evaluate_steering(subject, vector, refusing, **options).section("steering").warnings
     assert RED_TEAM not in evaluate_steering(subject, vector, rows[:6], **options).section("steering").warnings
+
+
+def test_the_known_limits_of_cdas_stand_in_its_report_alone(subject, vector, rows, inputs):
+    for method, told in (("cdas", True), ("caa", False)):
+        one = replace(vector, method=method)
+        found = evaluate_steering(subject, one, rows[:4], training=inputs["training"], only="faithfulness", **QUICK)
+        assert (LIMITS in found.section("steering").warnings) is told
 
 
 def test_rows_that_the_vector_was_trained_on_are_left_out_or_said(subject, organism):

@@ -72,7 +72,7 @@ def evaluate_steering(
     split: float = 0.5,
     temperature: float | int = 1.0,
     flips: str | FlipRule = "same_answer",
-    max_new_tokens: int = 32,
+    max_new_tokens: int = 128,
     rows: str = "auto",
     template: str | None = None,
     eos: str | None = None,

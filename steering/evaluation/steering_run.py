@@ -33,6 +33,11 @@ RED_TEAM = (
     "the concept of these rows is refusal: a vector that takes refusals out is an instrument of red teams; keep it "
     "among them, and what it makes the model say"
 )
+LIMITS = (  # of the paper, by way of others
+    "known of CDAS (second-hand): little collateral damage where the contrast is strong, not the best steerer overall "
+    "(best at one layer of a 9B model), too weak at strength 1 to put a concept into ordinary answers, weak on small "
+    "models and late layers; it does not say where the model computes anything, and prompting is often as strong"
+)
 Make = Callable[[Mapping[str, Part], Progress | None, Path | None], Part]
 
 
@@ -90,6 +95,8 @@ def vector_warnings(given: GivenVector, quadruples: QuadrupleFile | None, refusi
     found = list(given.vector.notices())
     if quadruples is not None and is_of_refusal(quadruples, refusing):
         found.append(RED_TEAM)
+    if given.vector.method == "cdas":
+        found.append(LIMITS)
     return found
 
 
