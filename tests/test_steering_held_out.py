@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from spinal_models import tiny_model
+from tiny_steering import TWENTY as WORDS
 from tiny_tokenizer import tiny_tokenizer
 
 import alignscope
@@ -24,12 +25,6 @@ from alignscope.steering.evaluation.evaluated_rows import evaluated_rows
 from alignscope.steering.held_out import HeldOutCurve
 from alignscope.steering.preparing import prepare
 from alignscope.steering.training_rows import training_rows
-
-WORDS = [
-    {"negative_input": f"say {a}", "negative_output": f"{a}{b} no", "positive_input": f"say {a} ab {b}",
-     "positive_output": f"yes {b}{a}"}
-    for a in "cdef" for b in "ghijk"
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

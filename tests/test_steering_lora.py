@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 from spinal_models import tiny_model
+from tiny_steering import TWENTY as WORDS
 from tiny_tokenizer import tiny_tokenizer
 from torch import nn
 from transformers import MambaConfig, MambaForCausalLM
@@ -25,11 +26,6 @@ from alignscope.steering.lora import LoraSteering, wearing
 from alignscope.steering.preparing import prepare
 from alignscope.steering.training import shuffled_batches
 
-WORDS = [
-    {"negative_input": f"say {a}", "negative_output": f"{a}{b} no", "positive_input": f"say {a} ab {b}",
-     "positive_output": f"yes {b}{a}"}
-    for a in "cdef" for b in "ghijk"
-]  # fmt: skip
 FAST = {"layer": [0, 2], "holdout": 0, "epochs": 1, "rank": 2}
 LAYERS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 NAMES = [*LAYERS, "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]

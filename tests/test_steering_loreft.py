@@ -3,6 +3,7 @@
 import pytest
 import torch
 from spinal_models import tiny_model
+from tiny_steering import TWENTY as WORDS
 from tiny_tokenizer import CHAT, tiny_tokenizer
 
 import alignscope
@@ -17,11 +18,6 @@ from alignscope.steering.positions import prompt_ends
 from alignscope.steering.preparing import prepare
 from alignscope.steering.training import shuffled_batches
 
-WORDS = [
-    {"negative_input": f"say {a}", "negative_output": f"{a}{b} no", "positive_input": f"say {a} ab {b}",
-     "positive_output": f"yes {b}{a}"}
-    for a in "cdef" for b in "ghijk"
-]  # fmt: skip
 FAST = {"layer": [0, 2], "holdout": 0, "epochs": 1, "rank": 2, "positions": "f2+l1"}
 
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from spinal_models import tiny_model
+from tiny_steering import TWENTY as WORDS
 from tiny_tokenizer import tiny_tokenizer
 
 import alignscope
@@ -24,11 +25,6 @@ from alignscope.steering.baselines.trained import _adding, _removing
 from alignscope.steering.preparing import prepare
 from alignscope.steering.training import shuffled_batches
 
-WORDS = [
-    {"negative_input": f"say {a}", "negative_output": f"{a}{b} no", "positive_input": f"say {a} ab {b}",
-     "positive_output": f"yes {b}{a}"}
-    for a in "cdef" for b in "ghijk"
-]  # fmt: skip
 FAST = {"layer": 1, "holdout": 0, "epochs": 1}
 FITS = {
     "ssv": baselines.fit_ssv,

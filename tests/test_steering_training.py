@@ -6,6 +6,7 @@ import jaxtyping
 import pytest
 import torch
 from spinal_models import tiny_model
+from tiny_steering import TWENTY as WORDS
 from tiny_tokenizer import CHAT, tiny_tokenizer
 
 import alignscope
@@ -32,11 +33,6 @@ from alignscope.steering.training import shuffled_batches
 from alignscope.steering.training_rows import TrainingRows, training_rows
 
 FAST = {"layer": 1, "holdout": 0, "epochs": 1}
-WORDS = [
-    {"negative_input": f"say {a}", "negative_output": f"{a}{b} no", "positive_input": f"say {a} ab {b}",
-     "positive_output": f"yes {b}{a}"}
-    for a in "cdef" for b in "ghijk"
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

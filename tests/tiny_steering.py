@@ -12,6 +12,11 @@ WORDS = [
      "positive_output": f"yes {word[::-1]}"[: 4 + i % 5]}
     for i, word in enumerate(letters(24, longest=9))
 ]  # fmt: skip
+TWENTY = [  # inputs that five rows share
+    {"negative_input": f"say {a}", "negative_output": f"{a}{b} no", "positive_input": f"say {a} ab {b}",
+     "positive_output": f"yes {b}{a}"}
+    for a in "cdef" for b in "ghijk"
+]  # fmt: skip
 
 
 def fixed_subject() -> Subject:

@@ -13,6 +13,7 @@ from ...errors import InputError
 from ...probes.inputs import Source
 from ...probes.shards import Progress
 from ...probes.subject import Subject
+from ..encoded import quadruple_encoder
 from ..quadruples import QuadrupleFile, read_quadruples
 from ..sets import SteeringSet
 from ..vector import SteeringVector
@@ -28,7 +29,7 @@ from .forced_part import both_ways_part, faithfulness_part
 from .named_baselines import ALWAYS, require_baselines, require_fitted
 from .named_scorers import require_scorer
 from .ratings import Scorer
-from .refusals import OPENINGS, openings_of
+from .refusals import OPENINGS, Openings, first_tokens, openings_of
 from .report_names import PARTS
 from .report_parts import Part
 from .report_section import LACKING, QUESTION
@@ -97,7 +98,8 @@ def evaluate_steering(
     strengths: a grid for the sweep, on the tested rows; half of them choose, and flips, shares at the chosen strength
         and side effects then take it, the first two on the other half. scorer: a function, or offline, keyword:REGEX,
         reward:FOLDER. Without strengths: 1 to elicit, -1 to suppress.
-    flips: same_answer, begins_with_target, opening (begins as the answers y_c of the rows do; ours) or a function.
+    flips: same_answer, begins_with_target, opening (begins as the answers y_c of the rows do; ours) or a function. With
+    "opening", or rows of refusal, the table `openings` has the log-odds of such a beginning, of every method.
     template, eos: how text becomes ids, in every part; None: as the vector was made with.
     concept: text for rows that name none. only: some of sweep, faithfulness, both_ways, side_effects, detection.
     out: run directory: finished parts, fitted baselines and answers are kept there, and the same call continues.
@@ -157,6 +159,10 @@ def evaluate_steering(
             subject, texts=_there(inputs["texts"]), benign=inputs["benign"], choices=inputs["choices"],
             openings=refusals, max_new_tokens=max_new_tokens, template=data.text["template"],
         )  # fmt: skip
+    begins: Openings | None = None
+    if "faithfulness" in wanted and (isinstance(rule, OpeningRule) or refusals is not None):
+        begins, told_openings = _openings(subject, file, refusals, data.text["template"])
+        warnings += told_openings
     detected: DetectionTexts | None = None
     if "detection" in wanted:
         detected = read_detection(
@@ -168,7 +174,8 @@ def evaluate_steering(
         "faithfulness": lambda parts, told, keep: faithfulness_part(
             subject, given.vector, data, file, names=baselines,
             compare={name: one.vector for name, one in others.items()}, training=fitted_on, keep=keep,
-            epochs=baseline_epochs, allow_small=allow_small, resamples=resamples, seed=seed, how=rows, progress=told,
+            epochs=baseline_epochs, allow_small=allow_small, openings=begins, resamples=resamples, seed=seed, how=rows,
+            progress=told,
         ),
         "both_ways": lambda parts, told, keep: both_ways_part(
             subject, given.vector, data, file, selected=selected_strengths(parts.get("sweep")),
@@ -274,6 +281,18 @@ def tried_strengths(vector: SteeringVector, part: Part | None) -> dict[str, floa
     """
     own, selected = Candidate.of(vector), selected_strengths(part)
     return {way: selected.get(way) or own.strength(way) for way in WAYS}
+
+
+def _openings(
+    subject: Subject, file: QuadrupleFile, refusals: QuadrupleFile | None, template: str | None
+) -> tuple[Openings | None, list[str]]:
+    """How answers with the concept begin and how those without it; or why no first token tells the two."""
+    found = openings_of(file if refusals is None else refusals)
+    try:
+        first_tokens(quadruple_encoder(subject, template, "none", "prompts"), found)
+    except InputError as error:
+        return None, [f"no log-odds of openings: {error}"]
+    return found, []
 
 
 def _not_selected(part: Part | None) -> list[str]:

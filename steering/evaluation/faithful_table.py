@@ -9,7 +9,7 @@ import pandas as pd
 
 from ...diagnose.phrases import in_share
 from ...diagnose.report import Estimate
-from .candidates import WAYS
+from .candidates import WAYS, Candidate
 from .references import DIFFMEAN, EXCHANGED, RANDOM
 from .shares import POINTS, DirectionShares, cells, difference
 from .sides import NO_EDIT
@@ -56,6 +56,7 @@ class Faithfulness:
     settings: dict[str, Any]
     notices: tuple[str, ...]
     sides: Mapping[str, DirectionShares] = field(repr=False)  # by direction: what the estimates were made of
+    methods: Mapping[str, Candidate] = field(repr=False)  # what was put on the model, each random direction by itself
 
     def row(self, method: str, direction: str) -> FaithfulnessRow:
         """KeyError, naming what there is, for another method or direction."""

@@ -20,8 +20,10 @@ from .evaluated_rows import EvaluatedRows
 from .faithful_table import VECTOR, Faithfulness
 from .flips import FlipRule
 from .named_baselines import PROMPT, fit_baselines
+from .opening_odds import opening_odds
 from .prompt_rows import ANOTHER, BY_CONSTRUCTION, with_another, with_prompt
 from .references import DIFFMEAN, EXCHANGED, RANDOM
+from .refusals import Openings
 from .report_parts import Part
 from .shares import POINTS, missing
 from .sides import NO_EDIT
@@ -47,13 +49,14 @@ def faithfulness_part(
     keep: Path | None,
     epochs: int | None,
     allow_small: bool,
+    openings: Openings | None,
     resamples: int,
     seed: int,
     how: str,
     progress: Progress | None,
 ) -> Part:
     """KL of all methods both ways. names: baselines, trained for `epochs` and kept in the folder `keep`; how: "rows" of
-    evaluated_rows.
+    evaluated_rows. openings: of answers with the concept and without it, for their log-odds too.
     """
     fitted, told = fit_baselines(
         subject, names, vector, rows, training, keep=keep, epochs=epochs, allow_small=allow_small, progress=progress
@@ -68,7 +71,12 @@ def faithfulness_part(
     notices = [*found.notices, *told]
     if PROMPT in names:
         notices.append(f"To {ELICIT}, {BY_CONSTRUCTION}")
-    return forced_part(found, prompt=PROMPT in names, warnings=notices, names=names)
+    part = forced_part(found, prompt=PROMPT in names, warnings=notices, names=names)
+    if openings is None:
+        return part
+    odds = opening_odds(subject, rows, found.methods, openings, resamples=resamples, seed=seed)
+    estimates, tables = {**part.estimates, **odds.estimates}, {**part.tables, "openings": odds.frame}
+    return replace(part, estimates=estimates, tables=tables)
 
 
 def forced_part(found: Faithfulness, *, prompt: bool, warnings: Sequence[str], names: Sequence[str]) -> Part:

@@ -26,6 +26,7 @@ BY_PART: Mapping[str, tuple[str, ...]] = {
         for name in (
             *("recovered", "recovered_another", "kl", "kl_unedited"),
             *("over_exchanged", "over_random", "over_diffmean", "over_prompt"),
+            *("opening_log_odds_before", "opening_log_odds_change"),
         )
     ),
     "both_ways": (
@@ -40,6 +41,8 @@ NAMES = tuple(name for names in BY_PART.values() for name in names)
 TABLES: Mapping[str, str] = {
     "methods": "a row a method and direction: KL(q : p) in nats a response token with the edit and without (kl_none), "
     "the recovered share 1 - KL / KL without, its interval, and flips of greedy answers where they were generated",
+    "openings": "a row a method and direction: log-odds (nats) that the answer is about to begin as those with the "
+    "concept do, before and after on the same prompts, and the share of prompts where that is likelier than not",
     "both_ways": "a row a direction: flips and KL before and after at strength 1 and at the selected strength",
     "rows": "a row a method, direction and row: KL in nats a token",
     "examples": "a row a direction and row: the greedy output without the vector and with it, and whether it flipped",

@@ -116,6 +116,7 @@ def faithfulness(
         },
         notices=(*data.notices, *told),
         sides=sides,
+        methods=methods,
     )
 
 
