@@ -22,6 +22,7 @@ import torch
 
 import alignscope
 from alignscope.diagnose.report import Report
+from alignscope.probes.shards import DETAIL
 from alignscope.probes.subject import Subject
 from alignscope.steering import SteeringVector, baselines, evaluate_steering, scan_layers
 
@@ -157,6 +158,7 @@ def ticking(name: str) -> Callable[[str, int, int], None]:
     seen: dict[str, int] = {}
 
     def progress(stage: str, done: int, total: int) -> None:
+        stage, *_ = stage.split(DETAIL)
         tenth = 10 * done // max(1, total)
         if seen.get(stage) != tenth:
             seen[stage] = tenth

@@ -14,7 +14,7 @@ from .formats.directions import Export, directions
 from .formats.svec import read_svec, write_svec
 from .formats.torch_files import is_axbench, read_axbench, read_layer_activations, write_layer_activations
 from .model_fit import model_fingerprint, require_fit
-from .set_files import CARD, is_set, load_set
+from .set_files import CARD, is_set, load_set, read_card
 from .sets import SteeringSet
 from .vector import PathLike, SteeringVector
 
@@ -141,7 +141,7 @@ def read_together(paths: Sequence[PathLike], *, layer: int | None = None, joint:
     """
     named = ", ".join(str(path) for path in paths)
     if joint is None:
-        said = {load_set(path).joint if is_set(path) else True for path in paths}
+        said = {read_card(Path(path))[0] if is_set(path) else True for path in paths}
         if len(said) > 1:
             raise InputError(
                 f"{named}: one is a sequential set and another is not; say joint=False "

@@ -66,7 +66,8 @@ def told_positions(positions: Mapping[str, Any]) -> str:
 def held_out_losses(vector: SteeringVector) -> dict[str, dict[str, Estimate]]:
     """When -> direction -> mean loss on the rows held out; null with the reason.
 
-    When: "unedited", without an edit, where the file has it; "before" the first step, of a random direction; "after".
+    When: "unedited", without an edit, where the file has it; "before" the first step, of what training starts from (of
+    CDAS a random direction, or init); "after".
     The loss is that of metrics["loss"] (CDAS, nats a response token), or what the method minimises. n: rows.
     """
     metrics = vector.metadata.get("metrics") or {}

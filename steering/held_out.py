@@ -9,6 +9,7 @@ from ..errors import InputError
 from .cdas import FitResult
 from .subspace import Subspace
 
+OF_NOTHING = "the held-out loss to"  # begins the notice of a direction that learnt nothing; turned round by swap()
 Losses = Callable[[Subspace | None], Mapping[str, Mapping[str, float]]]  # direction -> "loss", "kl"; None: of no edit
 
 
@@ -80,7 +81,7 @@ class HeldOutCurve:
         for way, none in self.unedited.items():
             if kept[way] >= none["loss"]:
                 told.append(
-                    f"the held-out loss to {way}, {kept[way]:.3g}, is no smaller than that of no edit, "
+                    f"{OF_NOTHING} {way}, {kept[way]:.3g}, is no smaller than that of no edit, "
                     f"{none['loss']:.3g}: nothing was learnt that other rows share"
                 )
         return told

@@ -107,6 +107,9 @@ class LoraSteering:
             raise InputError(f"{at}: is there already; name a new folder")
         try:
             at.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(f"{at}: cannot be written ({error.strerror})") from error
+        try:
             _config(list(self.weights), self.rank, self.alpha).save_pretrained(str(at))
             save_file(self._tensors(), at / "adapter_model.safetensors", metadata={"format": "pt"})
         except OSError as error:

@@ -19,7 +19,6 @@ from .vector import PathLike
 
 FORMAT, VERSION = "alignscope steering set", 1
 CARD = "set.json"
-_MEMBER = re.compile(rf"vector_\d+{re.escape(ENDING)}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -144,7 +143,8 @@ def _require_place(path: Path, *, overwrite: bool) -> None:
         raise InputError(f"{path}: is there already; overwrite=True replaces a set, or choose another folder")
     if path.is_dir():
         names = sorted(one.name for one in path.iterdir())
-        others = [name for name in names if name != CARD and not _MEMBER.fullmatch(name)]
+        members = {member.file.name for member in read_card(path)[1]} if CARD in names else set()
+        others = [name for name in names if name != CARD and name not in members]
         if others or (names and CARD not in names):
             raise InputError(f"{path}: holds {(others or names)[0]}, and only a set is replaced; choose another folder")
     elif path.exists():
@@ -174,7 +174,9 @@ def _write(vectors: SteeringSet, folder: Path) -> None:
 
 def _publish(partial: Path, path: Path) -> None:
     """Move the finished folder into place; the set that was there goes when the new one stands, or comes back."""
-    partial.chmod(0o755)  # mkdtemp makes it private
+    mask = os.umask(0)  # there is no other way to ask for it
+    os.umask(mask)
+    partial.chmod(0o777 & ~mask)  # mkdtemp makes it private
     if not path.is_dir():
         os.replace(partial, path)
         return

@@ -68,13 +68,12 @@ def train_cdas(
 
     quadruples: as of `read_quadruples`. layer: block, 0-based. batch_size: quadruples a step, each in both directions;
     epochs: passes over them in shuffled order. init: "random", or "diffmean" [reconstructed]. holdout: share of rows,
-    by prompt, that is not trained on; metadata["metrics"] has their loss and the
-    share of KL(q : p) that is recovered, epoch by epoch. The last step is kept; with
-    `patience`, training stops when for so many epochs their loss (mean of the directions) has not been smaller, and the
-    step of the smallest is kept [reconstructed]; lr falls as if all epochs were run, and
-    `history` and the share at the ceiling are of all steps that were.
-    cache_bytes: what may be kept of runs of the unedited model, of the rows trained on and of those held out each.
-    template, eos, and positions: see preparing.prepare.
+    by prompt, that is not trained on; metadata["metrics"] has their loss and the share of KL(q : p) that is recovered,
+    epoch by epoch. The last step is kept; with `patience`, training stops when for so many epochs their loss (mean of
+    the directions) has not been smaller, and the step of the smallest is kept [reconstructed]; lr falls as if all
+    epochs were run, and `history` and the share at the ceiling are of all steps that were. cache_bytes: what may be
+    kept of runs of the unedited model, of the rows trained on and of those held out each. template, eos, and positions:
+    see preparing.prepare.
     read: how unedited states are read; scan_layers has one reading serve several layers.
     Only S gets a gradient; the model is left as found: parameters, requires_grad, modes, hooks.
 

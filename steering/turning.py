@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .encoded import DIRECTIONS
+from .held_out import OF_NOTHING
 from .preparing import one_way
 
 _ELICIT, _SUPPRESS = (name for name in DIRECTIONS if name != "both")
@@ -21,6 +22,8 @@ def turned(metadata: Mapping[str, Any]) -> dict[str, Any]:
         found["settings"] = {**settings, "directions": _OTHER[made]}
         notices = dict(zip(one_way(made), one_way(_OTHER[made]), strict=True))
         found["notices"] = [notices.get(told, told) for told in metadata.get("notices") or ()]
+    if told := found.get("notices"):
+        found["notices"] = [_turned_notice(notice) for notice in told]
     if metrics:
         found["metrics"] = dict(metrics)
     if curve := metrics.get("held_out"):
@@ -28,6 +31,13 @@ def turned(metadata: Mapping[str, Any]) -> dict[str, Any]:
     if unedited := metrics.get("held_out_unedited"):
         found["metrics"]["held_out_unedited"] = _exchanged(unedited)
     return found
+
+
+def _turned_notice(notice: str) -> str:
+    for way, other in _OTHER.items():
+        if notice.startswith(head := f"{OF_NOTHING} {way},"):
+            return f"{OF_NOTHING} {other},{notice.removeprefix(head)}"
+    return notice
 
 
 def _exchanged(losses: Mapping[str, Any]) -> dict[str, Any]:

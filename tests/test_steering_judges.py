@@ -20,7 +20,8 @@ from alignscope.steering.encoded import quadruple_encoder
 from alignscope.steering.evaluation import KeywordScorer, OfflineScorer, RewardScorer, Scorer
 from alignscope.steering.evaluation.asked import read_asked
 from alignscope.steering.evaluation.named_scorers import named_scorer
-from alignscope.steering.evaluation.offline import concept_rating, fluency_rating, instruction_rating
+from alignscope.steering.evaluation.offline import concept_rating, fluency_rating, instruction_rating, require_pairs
+from alignscope.steering.quadruples import read_quadruples
 
 
 @pytest.fixture(scope="module")
@@ -216,15 +217,33 @@ def test_rows_that_it_was_not_fitted_on_are_rated_by_their_own_partners(organism
         ({"prompt": "NEG c1 SEP"}, "row 1.*to elicit: it has no concept.*--concept"),
     ],
 )
-def test_prompts_that_it_cannot_rate_are_refused_before_anything_is_made(organism, offline, row, told):
+def test_prompts_that_it_cannot_rate_are_refused(organism, row, told):
+    file = read_quadruples(organism.quadruples[:4])
     with pytest.raises(InputError, match=told):
-        offline.paired(read_asked([row]).prompts)
-    assert offline.paired(read_asked([{"prompt": "NEG c1 SEP", "concept": "p"}]).prompts).partners == offline.partners
+        require_pairs(read_asked([row]).prompts, file)
+    require_pairs(read_asked([{"prompt": "NEG c1 SEP", "concept": "p"}]).prompts, file)
+    held = organism.quadruples[1]["positive_input"]
+    require_pairs(read_asked([{"prompt": held, "direction": "suppress"}]).prompts, file)
+    require_pairs(read_asked(organism.fresh[:3]).prompts, file)
 
 
-def test_a_prompt_without_partner_and_concept_is_not_rated(organism, offline):
-    with pytest.raises(InputError, match="no concept to ask for"):
-        offline("NEG c1 SEP", "p1 p2", " ")
+def test_the_concept_of_a_prompt_without_partner_and_concept_is_missing(organism, offline):
+    row = organism.fresh[3]
+    concept, instruction, fluency = offline(row["negative_input"], row["negative_output"], " ")
+    assert concept is None
+    assert (instruction, fluency) == offline(row["negative_input"], row["negative_output"], "p")[1:]
+
+
+def test_one_prompt_may_stand_with_several_concepts(organism):
+    first = [row | {"concept": "p-words"} for row in organism.quadruples[:24]]
+    turned = {"positive_input": first[0]["negative_input"] + " SEP", "concept": "another"}
+    scorer = OfflineScorer.fit(organism.subject, [*first, first[0] | turned], max_new_tokens=5)
+    alone = OfflineScorer.fit(organism.subject, first, max_new_tokens=5)
+    call = first[0]["negative_input"], first[0]["positive_output"]
+    assert scorer(*call, "p-words")[0] == alone(*call, "p-words")[0] > 0
+    paired = alone.paired(read_asked([first[0] | turned]).prompts)
+    assert paired(*call, "p-words")[0] == alone(*call, "p-words")[0]
+    assert paired.partners[item_key(call[0], "another")][1] == turned["positive_input"]
 
 
 def test_a_prompt_that_no_quadruple_holds_gets_a_built_partner(organism, offline):

@@ -85,7 +85,7 @@ def report(subject, vector, rows, inputs) -> Report:
 
 def test_all_parts_are_there_and_strict_json(report):
     section = report.section("steering")
-    assert {*section.tables} == {*TABLES} - {"layers", "benign", "questions", "paired"}
+    assert {*section.tables} == {*TABLES} - {"layers", "benign", "questions", "paired", "openings"}
     assert {*section.estimates} <= {*NAMES}
     json.loads(report.model_dump_json())
     assert not any(told in section.warnings for told in LACKING.values())

@@ -136,14 +136,38 @@ class TestSaving:
         (tmp_path / "set").mkdir()
         assert is_set(SteeringSet([FIRST]).save(tmp_path / "set", overwrite=True))
 
-    @pytest.mark.parametrize("names", [["notes.txt"], [CARD, "notes.txt"], ["vector_0.safetensors"]])
-    def test_what_is_no_set_is_never_replaced(self, tmp_path, names):
+    @pytest.mark.parametrize("name", ["notes.txt", "vector_0.safetensors"])
+    def test_what_is_no_set_is_never_replaced(self, tmp_path, name):
         (tmp_path / "set").mkdir()
-        for name in names:
-            (tmp_path / "set" / name).write_text("mine")
-        with pytest.raises(InputError, match=f"holds {names[-1]}, and only a set is replaced"):
+        (tmp_path / "set" / name).write_text("mine")
+        with pytest.raises(InputError, match=f"holds {name}, and only a set is replaced"):
             SteeringSet([FIRST]).save(tmp_path / "set", overwrite=True)
-        assert sorted(one.name for one in (tmp_path / "set").iterdir()) == sorted(names)
+        assert (tmp_path / "set" / name).read_text() == "mine"
+
+    @pytest.mark.parametrize("name", ["notes.txt", "vector_1.safetensors"])
+    def test_a_set_beside_a_file_of_ones_own_is_not_replaced(self, tmp_path, name):
+        folder = SteeringSet([FIRST]).save(tmp_path / "set")
+        (folder / name).write_text("mine")
+        with pytest.raises(InputError, match=f"holds {name}, and only a set is replaced"):
+            SteeringSet([SECOND]).save(folder, overwrite=True)
+        assert (folder / name).read_text() == "mine"
+
+    def test_a_set_whose_card_is_damaged_is_not_replaced(self, tmp_path):
+        folder = SteeringSet([FIRST]).save(tmp_path / "set")
+        (folder / CARD).write_text("mine")
+        with pytest.raises(InputError, match="not JSON"):
+            SteeringSet([SECOND]).save(folder, overwrite=True)
+        assert len([*folder.iterdir()]) == 2
+
+    def test_members_of_other_names_are_the_sets_own(self, tmp_path):
+        folder = SteeringSet([FIRST]).save(tmp_path / "set")
+        card = json.loads((folder / CARD).read_text())
+        (folder / "vector_0.safetensors").rename(folder / "a.safetensors")
+        card["vectors"][0]["file"] = "a.safetensors"
+        (folder / CARD).write_text(json.dumps(card))
+        assert len(SteeringSet.load(folder).vectors) == 1
+        SteeringSet([FIRST, SECOND]).save(folder, overwrite=True)
+        assert sorted(one.name for one in folder.iterdir()) == [CARD, "vector_0.safetensors", "vector_1.safetensors"]
 
     def test_a_file_in_its_place_is_refused(self, tmp_path):
         (tmp_path / "set").write_text("mine")

@@ -26,8 +26,9 @@ from .effects_part import detection_part, effects_part
 from .evaluated_rows import evaluated_rows
 from .flips import FlipRule, OpeningRule
 from .forced_part import both_ways_part, faithfulness_part
-from .named_baselines import ALWAYS, require_baselines, require_fitted
+from .named_baselines import ALWAYS, PROMPT, require_baselines, require_fitted
 from .named_scorers import require_scorer
+from .prompt_rows import ANOTHER
 from .ratings import Scorer
 from .refusals import OPENINGS, Openings, first_tokens, openings_of
 from .report_names import PARTS
@@ -160,8 +161,8 @@ def evaluate_steering(
             openings=refusals, max_new_tokens=max_new_tokens, template=data.text["template"],
         )  # fmt: skip
     begins: Openings | None = None
-    if "faithfulness" in wanted and (isinstance(rule, OpeningRule) or refusals is not None):
-        begins, told_openings = _openings(subject, file, refusals, data.text["template"])
+    if "faithfulness" in wanted and (isinstance(rule, OpeningRule) or is_of_refusal(file, OPENINGS.refusing)):
+        begins, told_openings = _openings(subject, file, data.text["template"])
         warnings += told_openings
     detected: DetectionTexts | None = None
     if "detection" in wanted:
@@ -283,11 +284,9 @@ def tried_strengths(vector: SteeringVector, part: Part | None) -> dict[str, floa
     return {way: selected.get(way) or own.strength(way) for way in WAYS}
 
 
-def _openings(
-    subject: Subject, file: QuadrupleFile, refusals: QuadrupleFile | None, template: str | None
-) -> tuple[Openings | None, list[str]]:
-    """How answers with the concept begin and how those without it; or why no first token tells the two."""
-    found = openings_of(file if refusals is None else refusals)
+def _openings(subject: Subject, file: QuadrupleFile, template: str | None) -> tuple[Openings | None, list[str]]:
+    """How the rows' answers with the concept begin and how those without it; or why no first token tells the two."""
+    found = openings_of(file)
     try:
         first_tokens(quadruple_encoder(subject, template, "none", "prompts"), found)
     except InputError as error:
@@ -305,8 +304,8 @@ def _not_selected(part: Part | None) -> list[str]:
 
 def require_compared(compare: Mapping[str, GivenVector], baselines: Sequence[str]) -> None:
     """InputError for a vector beside that bears the name of a baseline, or of a row that is always there."""
-    if shared := sorted(({*baselines} - {*ALWAYS}) & {*compare}):
-        raise InputError(f"compare: '{shared[0]}' is the name of a baseline; give the vector another name")
+    if shared := sorted((({*baselines, ANOTHER, PROMPT}) - {*ALWAYS}) & {*compare}):
+        raise InputError(f"compare: '{shared[0]}' is the name of a baseline or of a row; give the vector another name")
     named_candidates({name: one.vector for name, one in compare.items()})
 
 

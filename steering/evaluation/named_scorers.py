@@ -12,7 +12,7 @@ from ..quadruples import QuadrupleFile
 from .asked import AskedPrompt, encoded, read_asked
 from .generating import Wanted, generate_steered
 from .judges import KeywordScorer, RewardScorer
-from .offline import OfflineScorer
+from .offline import OfflineScorer, require_pairs
 from .ratings import Scorer
 
 KINDS = "offline, keyword:REGEX or reward:FOLDER"
@@ -31,6 +31,12 @@ def require_scorer(name: str, fitted: bool) -> None:
         raise InputError(f"scorer '{name}': it {needs}; give quadruples of the concept (training=, --training)")
 
 
+def require_rated(name: str, prompts: Sequence[AskedPrompt], quadruples: QuadrupleFile | None) -> None:
+    """InputError for a prompt that the scorer of this name cannot rate; see offline.require_pairs."""
+    if quadruples is not None and name.partition(":")[0] != "keyword":  # which rates the concept itself
+        require_pairs(prompts, quadruples)
+
+
 def named_scorer(
     subject: Subject,
     name: str,
@@ -45,15 +51,14 @@ def named_scorer(
 ) -> Scorer:
     """offline: OfflineScorer fitted on the quadruples; keyword: the concept by the expression, the rest offline;
     reward: how well the instruction is followed, by a reward model against 4 unsteered answers to each prompt, the rest
-    offline. Raises InputError as they do, and as OfflineScorer.paired does of these prompts.
+    offline. Raises InputError as they do.
     """
     require_scorer(name, fitted=True)
     offline = OfflineScorer.fit(
         subject, quadruples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, template=template
     )
+    offline = offline.paired(prompts)
     kind, _, rest = name.partition(":")
-    if kind != "keyword":  # which rates the concept itself
-        offline = offline.paired(prompts)
     if kind == "offline":
         return offline
     if kind == "keyword":

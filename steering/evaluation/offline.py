@@ -38,15 +38,15 @@ class OfflineScorer:
     """Ratings by the unsteered model [reconstructed]; made by `fit`. Log-probabilities in nats, of the whole answer.
 
     concept: e = (log p(out | x_c) - log p(out | x)) / tokens: 0 if e <= 0, 2 if e >= `expected`, its median on the
-        training answers y_c, else 1.
+        training answers y_c, else 1. Where x and x_c are unrelated requests that is which of them is answered.
     instruction: how many of 8 foreign prompts make the answer likelier than its own (equal ones half): none 2, fewer
         than half 1, else 0.
     fluency: loss = -log p(out) / tokens behind x or x_c, whichever makes it likelier, so that an answer does not read
         badly for showing the concept: 2 up to `usual`, the 95th percentile of unsteered answers, 0 beyond twice it or
         where four tokens in a row occur more than 3 times, else 1.
-    x and x_c of a prompt: see `paired`; of one that no quadruple holds x_c is built from x with the concept's text.
-    An answer without a token is rated 0 in all; one too long for the model is missing. Calling it raises InputError
-    for such a prompt without a concept.
+    x and x_c of a prompt: see `paired`; of one that no quadruple holds x_c is built from x with the concept's text, and
+    without such a text the concept's rating is missing. An answer without a token is rated 0 in all; one too long for
+    the model is missing.
     """
 
     subject: Subject
@@ -54,7 +54,7 @@ class OfflineScorer:
     expected: float  # nats a token
     usual: float  # nats a token
     prompts: tuple[Text, ...]  # plain ones, foreign to each other
-    partners: Mapping[str, tuple[Text, Text]]  # prompt -> (x, x_c)
+    partners: Mapping[str, tuple[Text, Text]]  # prompt with its concept, and the prompt alone -> (x, x_c)
     template: Template | None = None
     seed: int = 0
     reconstructed: bool = True
@@ -86,11 +86,7 @@ class OfflineScorer:
         plain = tuple({_key(row.negative_input): row.negative_input for row in file}.values())
         if len(plain) <= FOREIGN:
             raise InputError(f"{file.source}: {len(plain)} distinct plain inputs; the scorer needs {FOREIGN + 1}")
-        partners = {
-            _key(text): (row.negative_input, row.positive_input)
-            for row in file
-            for text in (row.negative_input, row.positive_input)
-        }
+        pairs = [(row.concept or "", row.negative_input, row.positive_input) for row in file]
         with unedited():
             given = list(unsteered) if unsteered is not None else _answers(
                 subject, encoder, plain[:64], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
@@ -111,34 +107,27 @@ class OfflineScorer:
             expected=expected,
             usual=float(np.percentile(losses, COMMON)),
             prompts=plain,
-            partners=partners,
+            partners=_partners(pairs),
             template=x_c_template,
             seed=seed,
         )
 
     def paired(self, prompts: Iterable[AskedPrompt]) -> "OfflineScorer":
-        """The same, knowing the partners of these prompts too: it was fitted on other quadruples than it rates.
-
-        Raises InputError, naming the row, for a prompt without a partner that is to suppress, as its x is not known, or
-        that has no concept to build x_c with.
-        """
-        found = dict(self.partners)
-        for one in prompts:
-            if one.partner is not None:
-                found[_key(one.text)] = (one.text, one.partner) if one.direction == ELICIT else (one.partner, one.text)
-            elif _key(one.text) not in found and (one.direction != ELICIT or not one.concept.strip()):
-                lacks = "no concept" if one.direction == ELICIT else "no x to compare its answers with"
-                raise InputError(
-                    f"prompt {one.prompt_id} (row {one.row}), to {one.direction}: it has {lacks}; the offline scorer "
-                    "wants quadruples, or plain prompts to elicit with --concept (concept=)"
-                )
-        return replace(self, partners=found)
+        """The same, knowing the partners of these prompts too: it was fitted on other quadruples than it rates."""
+        pairs = [
+            (one.concept, *((one.text, one.partner) if one.direction == ELICIT else (one.partner, one.text)))
+            for one in prompts
+            if one.partner is not None
+        ]
+        return replace(self, partners={**self.partners, **_partners(pairs)})
 
     def __call__(self, prompt: Text, output: str, concept: str) -> Ratings:
         if not output.strip():
             return EMPTY
-        x, x_c = self.partners.get(_key(prompt)) or (prompt, self._built(prompt, concept))
-        behind = [x, x_c, prompt, *self._foreign(prompt)]
+        pair = self.partners.get(_key(prompt, concept)) or self.partners.get(_key(prompt))
+        known = pair is not None or bool(concept.strip())
+        x, x_c = pair or (prompt, self._built(prompt, concept) if known else prompt)
+        behind = [x, x_c, prompt, *self._foreign(prompt, x, x_c)]
         with unedited():
             found = _scored(self.subject, self.encoder, [(text, output) for text in behind])
         if any(n is None for _, n in found):
@@ -149,22 +138,35 @@ class OfflineScorer:
         plain, asked, own, *others = (total for total, _ in found)
         response = self.encoder.encode_apart(prompt, output, 0)[1]
         return (
-            concept_rating((asked - plain) / n, self.expected),
+            concept_rating((asked - plain) / n, self.expected) if known else None,
             instruction_rating(own, others),
             fluency_rating(-max(plain, asked) / n, self.usual, response),
         )
 
     def _built(self, prompt: Text, concept: str) -> Text:
-        if not concept.strip():
-            raise InputError("the offline scorer rates a prompt that no quadruple holds, and has no concept to ask for")
         make = filling(self.template)
         return asking(prompt, lambda turn: make(turn, concept))
 
-    def _foreign(self, prompt: Text) -> list[Text]:
+    def _foreign(self, prompt: Text, x: Text, x_c: Text) -> list[Text]:
         """8 plain prompts that are neither this one nor its partner; the same for every answer to it."""
-        own = {_key(prompt), *(_key(text) for text in self.partners.get(_key(prompt), ()))}
+        own = {_key(text) for text in (prompt, x, x_c)}
         others = [text for text in self.prompts if _key(text) not in own]
         return Random(int(item_key(self.seed, _key(prompt))[:15], 16)).sample(others, min(FOREIGN, len(others)))
+
+
+def require_pairs(prompts: Iterable[AskedPrompt], quadruples: QuadrupleFile) -> None:
+    """InputError, naming the row, for a prompt whose answers x and x_c cannot rate: no quadruple holds it, and it
+    is to suppress, so that its x is not known, or has no concept to build x_c with.
+    """
+    held = {_key(text) for row in quadruples for text in (row.negative_input, row.positive_input)}
+    for one in prompts:
+        if one.partner is not None or _key(one.text) in held or (one.direction == ELICIT and one.concept.strip()):
+            continue
+        lacks = "no concept" if one.direction == ELICIT else "no x to compare its answers with"
+        raise InputError(
+            f"prompt {one.prompt_id} (row {one.row}), to {one.direction}: it has {lacks}; the offline scorer wants "
+            "quadruples, or plain prompts to elicit with --concept (concept=)"
+        )
 
 
 def concept_rating(e: float, expected: float) -> float:
@@ -242,5 +244,15 @@ def _answers(subject: Subject, encoder: Encoder, prompts: Sequence[Text], **opti
     return [(text, answer.text) for (text, _), answer in zip(wanted, made, strict=True) if answer.text.strip()]
 
 
-def _key(text: Text) -> str:
-    return item_key(text)
+def _partners(pairs: Iterable[tuple[str, Text, Text]]) -> dict[str, tuple[Text, Text]]:
+    """(concept, x, x_c) by either text: with its concept, as one x may stand with several, and alone: the first one."""
+    found: dict[str, tuple[Text, Text]] = {}
+    for concept, x, x_c in pairs:
+        for text in (x, x_c):
+            found[_key(text, concept)] = (x, x_c)
+            found.setdefault(_key(text), (x, x_c))
+    return found
+
+
+def _key(text: Text, concept: str | None = None) -> str:
+    return item_key(text) if concept is None else item_key(text, concept)

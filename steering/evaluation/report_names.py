@@ -42,13 +42,14 @@ TABLES: Mapping[str, str] = {
     "methods": "a row a method and direction: KL(q : p) in nats a response token with the edit and without (kl_none), "
     "the recovered share 1 - KL / KL without, its interval, and flips of greedy answers where they were generated",
     "openings": "a row a method and direction: log-odds (nats) that the answer is about to begin as those with the "
-    "concept do, before and after on the same prompts, and the share of prompts where that is likelier than not",
+    "concept do, before and after on the same prompts, and the share of prompts where they are above 0",
     "both_ways": "a row a direction: flips and KL before and after at strength 1 and at the selected strength",
     "rows": "a row a method, direction and row: KL in nats a token",
     "examples": "a row a direction and row: the greedy output without the vector and with it, and whether it flipped",
     "side_effects": "a row a direction and measure, on the same rows before and after",
     "paired": "a row a direction and share (of prompts refused, of questions answered right) before and after on the "
-    "same rows: how many are so before alone and after alone, and p that both are as frequent (exact McNemar)",
+    "same rows: how many are so before alone and after alone, and p if nothing changed "
+    "(exact McNemar; sign flips of whole prompts where rows share one)",
     "unrelated_texts": "a row a direction and unrelated text: KL(base : edited) and both losses, nats a token",
     "benign": "a row a direction and benign prompt: greedy answers before and after",
     "questions": "a row a direction and question: the place of the right choice and of the one chosen before and after",

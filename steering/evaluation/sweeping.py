@@ -15,7 +15,7 @@ from ..vector import SteeringVector
 from .candidates import settings_of
 from .evaluated_rows import evaluated_rows
 from .evaluating import as_json, settled
-from .named_scorers import require_scorer
+from .named_scorers import require_rated, require_scorer
 from .ratings import Scorer
 from .refusals import OPENINGS
 from .steering_run import GivenVector, Make, Named, data_facts, steering_report, vector_warnings
@@ -83,6 +83,7 @@ def sweep_steering(
         facts = data_facts(source, "prompts", "prompt")
     if isinstance(scorer, str):
         require_scorer(scorer, fit is not None)
+        require_rated(scorer, asked.prompts, fit)
     request = SweepRequest(
         prompts=asked, strengths=strengths, scorer=scorer, quadruples=fit, split=split, temperature=temperature,
         max_new_tokens=max_new_tokens, batch_size=batch_size, draws=draws, seed=seed,
