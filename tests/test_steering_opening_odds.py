@@ -118,3 +118,11 @@ def test_openings_that_begin_alike_are_told_and_leave_the_rest(organism, subject
         tuple(dict.fromkeys(row["positive_output"].strip() for row in rows)),
         tuple(dict.fromkeys(row["negative_output"].strip() for row in rows)),
     )
+
+
+def test_progress_is_told_for_every_method_and_direction(organism, subject, vector):
+    rows, told = list(organism.fresh[:4]), []
+    data = evaluated_rows(subject, rows, vector)
+    methods = {"vector": Candidate(vector=vector), "other": Candidate(vector=vector)}
+    opening_odds(subject, data, methods, openings_of(rows), resamples=5, progress=lambda *args: told.append(args))
+    assert told == [("openings", k, 6) for k in range(1, 7)]

@@ -74,7 +74,7 @@ def faithfulness_part(
     part = forced_part(found, prompt=PROMPT in names, warnings=notices, names=names)
     if openings is None:
         return part
-    odds = opening_odds(subject, rows, found.methods, openings, resamples=resamples, seed=seed)
+    odds = opening_odds(subject, rows, found.methods, openings, resamples=resamples, seed=seed, progress=progress)
     estimates, tables = {**part.estimates, **odds.estimates}, {**part.tables, "openings": odds.frame}
     return replace(part, estimates=estimates, tables=tables)
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from ...diagnose.report import Estimate
 from ...diagnose.statistics import cluster_bootstrap, estimate_from
+from ...probes.shards import Progress
 from ...probes.subject import Subject
 from ..encoded import quadruple_encoder
 from .candidates import ELICIT, WAYS, Candidate
@@ -56,6 +57,7 @@ def opening_odds(
     *,
     resamples: int = 2000,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> OpeningOdds:
     """logsumexp of the log-probabilities of refusing first tokens less that of compliant ones, nats, at the last token.
 
@@ -65,13 +67,18 @@ def opening_odds(
     encoder = quadruple_encoder(subject, data.text["template"], "none", "prompts")
     shown, plain, _ = first_tokens(encoder, openings)
     lines: list[dict[str, Any]] = []
+    done, total = 0, len(WAYS) * (1 + len(methods))
     estimates: dict[str, Estimate] = {}
     for way in WAYS:
         prompts = [row.negative if way == ELICIT else row.positive for row in data.encoded]
 
         def odds(candidate: Candidate | None, prompts: Any = prompts, way: str = way) -> Float[np.ndarray, "N"]:
+            nonlocal done
             with nullcontext() if candidate is None else candidate.context(subject, way):
                 scores = next_log_probs(subject, prompts, [*shown, *plain])
+            done += 1
+            if progress is not None:
+                progress("openings", done, total)
             found = scores[:, : len(shown)].logsumexp(1) - scores[:, len(shown) :].logsumexp(1)
             return np.asarray(found.numpy(), dtype=np.float64)
 
