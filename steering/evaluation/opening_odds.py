@@ -67,7 +67,7 @@ def opening_odds(
     encoder = quadruple_encoder(subject, data.text["template"], "none", "prompts")
     shown, plain, _ = first_tokens(encoder, openings)
     lines: list[dict[str, Any]] = []
-    done, total = 0, len(WAYS) * (1 + len(methods))
+    done, total = 0, len(WAYS) + sum(one.strength(way) is not None for way in WAYS for one in methods.values())
     estimates: dict[str, Estimate] = {}
     for way in WAYS:
         prompts = [row.negative if way == ELICIT else row.positive for row in data.encoded]
