@@ -48,6 +48,14 @@ GOOD, NONE, BAD = estimate(0.8, 0.9, 0.95), estimate(-0.02, 0.01, 0.03), estimat
             "To elicit the sweep chose 0, no edit, although 90.0 % (80.0 to 95.0) of the answers flip",
         ),
         ({"flips_before_suppress": GOOD}, "notice", "To suppress there is little to flip: 90.0 % (80.0 to 95.0)"),
+        (
+            {"opening_log_odds_change_elicit": estimate(1.8, 2.0, 2.2)},
+            "info",
+            "answers that begin with the concept become likelier: log-odds +2.00 nats (+1.80 to +2.20)",
+        ),
+        ({"opening_log_odds_change_suppress": BAD}, "info", "become less likely: log-odds -0.50"),
+        ({"opening_log_odds_change_suppress": GOOD}, "alarm", "become likelier, not what was asked: log-odds +0.90"),
+        ({"opening_log_odds_change_elicit": BAD}, "alarm", "become less likely, not what was asked"),
         ({"detection_auroc": estimate(0.41, 0.53, 0.62)}, "notice", "0.5 is chance"),
         ({"detection_auroc": estimate(0.1, 0.2, 0.3)}, "notice", "below it the order is turned round"),
         (
@@ -82,6 +90,7 @@ def test_a_rule_says_its_sentence(estimates, severity, words):
     [
         {},
         {"recovered_elicit": NONE},  # may be 0, may be a little
+        {"opening_log_odds_change_elicit": NONE, "opening_log_odds_change_suppress": estimate(None, -2.0, None)},
         {"over_random_elicit": estimate(0.001, 0.1, 0.2), "over_diffmean_elicit": GOOD},
         {"over_prompt_suppress": NONE},
         {"over_exchanged_elicit": NONE},  # of a direction of which nothing is known to work

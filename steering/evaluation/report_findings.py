@@ -19,11 +19,13 @@ def steering_findings(estimates: Mapping[str, Estimate]) -> list[Finding]:
     means; over_prompt below 0: prompting is stronger; a direction that works (recovered and over_random above 0) beside
     one that does not, asymmetry clear of 0: one way; perplexity ratio above 1.1 [reconstructed]: breaks unrelated text;
     detection_auroc reaching 0.5 or below: does not tell texts apart; most answers flipped before: flips say little; 0
-    selected where most answers flip at strength 1: the scorer does not rate what the vector does.
+    selected where most answers flip at strength 1: the scorer does not rate what the vector does;
+    opening_log_odds_change clear of 0: answers are about to begin as asked, or the other way round.
     """
     found: list[Finding] = []
     for way in WAYS:
-        found += [*_of_shares(estimates, way), *_of_flips(estimates, way), *_broken(estimates, way)]
+        found += [*_of_shares(estimates, way), *_of_openings(estimates, way), *_of_flips(estimates, way)]
+        found += _broken(estimates, way)
     return [*found, *_one_way(estimates), *_blind(estimates)]
 
 
@@ -88,6 +90,23 @@ def _of_shares(estimates: Mapping[str, Estimate], way: str) -> Iterator[Finding]
             [*names, f"over_prompt_{way}"],
             "Where the prompt is yours to write, ask; a vector is for where it is not.",
         )
+
+
+def _of_openings(estimates: Mapping[str, Estimate], way: str) -> Iterator[Finding]:
+    """Also where shares of the KL say otherwise: between unrelated requests most of the KL is what they are about."""
+    change = estimates.get(f"opening_log_odds_change_{way}")
+    if change is None or not (_above(change, 0.0) or _below(change, 0.0)):
+        return
+    as_asked = _above(change, 0.0) is (way == ELICIT)
+    moved = "likelier" if _above(change, 0.0) else "less likely"
+    wrong = "" if as_asked else ", not what was asked"
+    yield _finding(
+        "info" if as_asked else "alarm",
+        f"Steered to {way}, answers that begin with the concept become {moved}{wrong}: "
+        f"log-odds {change.value:+.2f} nats ({change.low:+.2f} to {change.high:+.2f}).",
+        [f"opening_log_odds_change_{way}", f"opening_log_odds_before_{way}"],
+        "" if as_asked else "Look at table openings: at its sign, and at what other methods do.",
+    )
 
 
 def _of_flips(estimates: Mapping[str, Estimate], way: str) -> Iterator[Finding]:
