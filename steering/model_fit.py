@@ -78,13 +78,15 @@ def require_rank(rank: int, subject: Subject) -> None:
         raise InputError(f"rank {rank}: expected 1 .. {subject.d_model}, the width of {subject.name}")
 
 
-def blocks_of(layer: int | Sequence[int]) -> tuple[int, ...]:
-    """One block or several, in order. InputError for none, for one named twice, and for what is no whole number."""
+def blocks_of(layer: int | Sequence[int], subject: Subject) -> tuple[int, ...]:
+    """One block or several of the subject, in order. InputError for none, one named twice or not there, no number."""
     given = layer if isinstance(layer, Sequence) and not isinstance(layer, str) else [layer]
     if not given or any(not isinstance(number, Integral) for number in given):
         raise InputError(f"layers {layer!r}: expected one at least, each a whole number")
     if len(set(given)) < len(given):
         raise InputError(f"layers {layer!r}: expected each once")
+    for number in given:
+        require_layer(Site(number), subject.n_layers, subject.name)
     return tuple(sorted(map(int, given)))
 
 

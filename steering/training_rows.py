@@ -78,14 +78,16 @@ class TrainingRows:
     def mean_losses(self, subspace: Subspace | None, loss: str, batch_size: int = 16) -> dict[str, dict[str, float]]:
         """Of each direction there is, "elicit", "suppress": mean loss a response token, and KL(q : p), "kl"; nats."""
         found: dict[str, dict[str, float]] = {}
+        names = dict.fromkeys([loss, "kl_source"])  # which may be one
         for way, wanted in (("elicit", True), ("suppress", False)):
             chosen = [k for k, pair in enumerate(self.pairs) if pair.elicit == wanted]
             parts = [
-                torch.stack(list(self._each(subspace, chosen[start : start + batch_size], [loss, "kl_source"])))
+                torch.stack(list(self._each(subspace, chosen[start : start + batch_size], [*names])))
                 for start in range(0, len(chosen), batch_size)
             ]
             if parts:
-                found[way] = dict(zip(("loss", "kl"), torch.cat(parts, 1).double().mean(1).tolist(), strict=True))
+                means = dict(zip(names, torch.cat(parts, 1).double().mean(1).tolist(), strict=True))
+                found[way] = {"loss": means[loss], "kl": means["kl_source"]}
         return found
 
     @property

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from commands import read, run
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 import alignscope
 from alignscope import InputError, SteeringVector
@@ -29,20 +29,6 @@ from alignscope.steering.plain_inputs import own_inputs
 
 QUICK = ["--layer", 1, "--epochs", 4, "--quiet"]
 NEG, POS = "NEG c3 c1 c4 c1 c5 SEP", "POS c3 c1 c4 c1 c5 SEP"
-
-
-def run(*arguments: object):
-    """The outcome of an `alignscope` command that ends well; an InputError is raised as it is."""
-    done = CliRunner().invoke(app, [*map(str, arguments)])
-    if isinstance(done.exception, InputError):
-        raise done.exception
-    assert done.exit_code == 0, (done.output, done.exception)
-    return done
-
-
-def read(*arguments: object):
-    """The JSON that a command prints."""
-    return json.loads(run(*arguments, "--json").stdout)
 
 
 def first_rows(source: Path, n: int, target: Path) -> Path:

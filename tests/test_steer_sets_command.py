@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from commands import read, run
 
 import alignscope
 from alignscope import InputError, SteeringVector
-from alignscope.cli.main import app
 from alignscope.steering import Factors, Site, SteeringSet, Subspace
 from alignscope.steering.conversion import read_together
 from alignscope.steering.model_fit import model_fingerprint
@@ -18,20 +17,6 @@ ASKED = ["--prompt", "the cat", "--prompt", "a dog ran far", "--max-new-tokens",
 PROMPTS = ["the cat", "a dog ran far"]
 HUGE = 200.0  # so that a clamp changes what is said
 ROWS = torch.randn(3, 64, generator=torch.Generator().manual_seed(5))
-
-
-def run(*arguments: object):
-    """The outcome of an `alignscope` command that ends well; an InputError is raised as it is."""
-    done = CliRunner().invoke(app, [*map(str, arguments)])
-    if isinstance(done.exception, InputError):
-        raise done.exception
-    assert done.exit_code == 0, (done.output, done.exception)
-    return done
-
-
-def read(*arguments: object):
-    """The JSON that a command prints."""
-    return json.loads(run(*arguments, "--json").stdout)
 
 
 def steered(rows: list[dict], strength: float) -> list[str]:

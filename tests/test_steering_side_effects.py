@@ -26,6 +26,7 @@ from alignscope.steering import Factors, Positions, Site, SteeringSet, Subspace
 from alignscope.steering.encoded import quadruple_encoder
 from alignscope.steering.evaluation import damage, openings_of, refusal_measure, side_effects
 from alignscope.steering.evaluation.choices import letter_forms, letter_log_probs, read_choices, right_answers
+from alignscope.steering.evaluation.effect_inputs import read_effects
 from alignscope.steering.evaluation.effects_part import joined_effects
 from alignscope.steering.evaluation.first_tokens import next_log_probs
 from alignscope.steering.evaluation.paired import PairedShares, paired_shares
@@ -369,7 +370,7 @@ def test_several_strengths_are_those_of_one_at_a_time_and_the_unsteered_model_an
         return measure(subject, file, encoder, openings, vector, *rest)
 
     monkeypatch.setattr(damage, "measure_asked", counted)
-    together = damage.side_effects_at(words, clamp(target=9.0), [1, -1], **given)
+    together = damage.measured_effects(words, clamp(target=9.0), [1, -1], read_effects(words, **given))
     assert sorted(steered) == [False, True, True]
     for one, other in zip(alone, together, strict=True):
         assert (one.estimates, one.settings, one.counts) == (other.estimates, other.settings, other.counts)
@@ -435,10 +436,12 @@ def test_the_report_has_the_paired_counts_their_p_and_every_row(words):
     strengths = {"elicit": 1.0, "suppress": -1.0}
     openings = Openings(tuple(WORDS[13 : 13 + 15]), tuple(WORDS[28:]))
     benign = [f"w{i} w{i + 5}" for i in range(8)]
-    found = dict(zip(strengths, damage.side_effects_at(
-        words, clamp(target=9.0), [1, -1], texts=["w1 w2 w3", "w4 w5"], benign=benign, choices=QUESTIONS,
-        openings=openings, template="none", max_new_tokens=2,
-    ), strict=True))  # fmt: skip
+    given = read_effects(
+        words, texts=["w1 w2 w3", "w4 w5"], benign=benign, choices=QUESTIONS, openings=openings, template="none",
+        max_new_tokens=2,
+    )  # fmt: skip
+    measured = damage.measured_effects(words, clamp(target=9.0), [1, -1], given)
+    found = dict(zip(strengths, measured, strict=True))
     result = steering_section({"side_effects": joined_effects(found, strengths)}, settings={})
     assert {*result.section.tables} == {"side_effects", "paired", "unrelated_texts", "benign", "questions"}
     paired = result.tables["paired"].set_index(["direction", "measure"])

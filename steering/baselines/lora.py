@@ -13,7 +13,7 @@ from ...probes.subject import Site, Subject
 from ..descent import required_settings
 from ..encoded import EncodedQuadruple
 from ..lora import LoraSteering, linear_layers, wearing
-from ..model_fit import blocks_of, require_layer, require_rank
+from ..model_fit import blocks_of, require_rank
 from ..positions import Positions
 from ..preparing import prepare
 from ..quadruples import QuadrupleFile
@@ -50,14 +50,12 @@ def fit_lora(
     method, metadata, history and notices are as of one, and `save` writes an adapter of PEFT.
     """
     rates = required_settings(lr=lr, epochs=epochs, batch_size=batch_size, grad_clip=grad_clip)
-    layers = blocks_of(layer)
+    layers = blocks_of(layer, subject)
     if not isinstance(alpha, Real) or not 0 < alpha < float("inf"):
         raise InputError(f"alpha={alpha}: expected a number above 0")
     if given := [name for name in EDITS_ONLY if name in options]:
         raise InputError(f"{', '.join(given)}: LoRA changes weights, which act at every token of whole blocks")
     require_rank(rank, subject)
-    for number in layers:
-        require_layer(Site(number), subject.n_layers, subject.name)
     names = linear_layers(subject, layers)
     data = prepare(subject, quadruples, layer=layers[0], positions="all", **options)
 

@@ -14,7 +14,7 @@ from ..affine import AffineSteering
 from ..descent import required_settings
 from ..edits import Affine
 from ..encoded import EncodedQuadruple
-from ..model_fit import blocks_of, require_layer, require_rank
+from ..model_fit import blocks_of, require_rank
 from ..positions import Positions, prompt_ends
 from ..preparing import prepare
 from ..quadruples import QuadrupleFile
@@ -49,14 +49,12 @@ def fit_loreft(
     SteeringVector, but `applied(subject, 1)`, method, metadata, history and notices are as of one.
     """
     rates = required_settings(lr=lr, epochs=epochs, batch_size=batch_size, grad_clip=grad_clip)
-    layers = list(blocks_of(layer))
+    layers = list(blocks_of(layer, subject))
     require_rank(rank, subject)
     named = isinstance(positions, str) and positions[:1] in "fl"
     data = prepare(subject, quadruples, layer=layers[0], positions="all" if named else positions, **options)
     where: EditPositions = prompt_ends(str(positions), int(data.positions.prefix)) if named else data.positions
     sites = [Site(number, data.site.component) for number in layers]
-    for site in sites:
-        require_layer(site, subject.n_layers, subject.name)
     parts = {site: _start(data.settings["seed"] + site.layer, rank, subject) for site in sites}
 
     def steering(factors: Tensor | None = None) -> dict[Site, Affine]:

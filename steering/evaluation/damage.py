@@ -98,40 +98,6 @@ def side_effects(
     Keep triggers of a backdoor out of all three. Strength 0 gives KL 0 and ratio 1.
     Raises InputError for inputs of which nothing can be used.
     """
-    return side_effects_at(
-        subject,
-        vector,
-        [strength],
-        texts=texts,
-        benign=benign,
-        choices=choices,
-        openings=openings,
-        max_tokens=max_tokens,
-        max_new_tokens=max_new_tokens,
-        template=template,
-        batch_size=batch_size,
-        seed=seed,
-        progress=progress,
-    )[0]
-
-
-def side_effects_at(
-    subject: Subject,
-    vector: Steering,
-    strengths: Sequence[float | int],
-    *,
-    texts: Source,
-    benign: Source | None = None,
-    choices: Source | None = None,
-    openings: Openings | Source | QuadrupleFile | None = None,
-    max_tokens: int = 256,
-    max_new_tokens: int = NEW_TOKENS,
-    template: str | None = None,
-    batch_size: int = 16,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> list[SideEffects]:
-    """`side_effects` at each strength; what the unsteered model answers to prompts and questions is made once."""
     given = read_effects(
         subject,
         texts=texts,
@@ -142,7 +108,7 @@ def side_effects_at(
         max_new_tokens=max_new_tokens,
         template=template,
     )
-    return measured_effects(subject, vector, strengths, given, batch_size=batch_size, seed=seed, progress=progress)
+    return measured_effects(subject, vector, [strength], given, batch_size=batch_size, seed=seed, progress=progress)[0]
 
 
 def measured_effects(
@@ -155,7 +121,7 @@ def measured_effects(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[SideEffects]:
-    """`side_effects_at` of inputs that are ids already."""
+    """`side_effects` at each strength, of inputs that are ids already; the unsteered model is asked once for all."""
     encoder, questions, longest = given.encoder, given.questions, given.max_new_tokens
     measured = [_texts(subject, vector, strength, given, progress) for strength in strengths]
 
